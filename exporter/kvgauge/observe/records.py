@@ -112,6 +112,8 @@ class EngineReading:
     ranks: tuple[RankReading, ...]
     bad_lines: int = 0
     """Lines of the page that were asked for and could not be read."""
+    bad_values: int = 0
+    """Figures that cannot be what they claim: NaN, infinite, negative."""
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -134,6 +136,7 @@ class SourceState:
     age_seconds: float | None
     read_seconds: float | None
     reason: str | None
+    """Why it is down; while up, what the last reading complains of."""
     message: str | None
     errors_total: Mapping[str, int] = field(default_factory=dict)
 

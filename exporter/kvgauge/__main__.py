@@ -1,0 +1,3 @@
+from kvgauge.cli import main
+
+main()

@@ -1,0 +1,253 @@
+"""How many requests may run together, which limit says so, and how near the pod is to it.
+
+A first method, on means: every request is counted at the mean length of those that finished lately, rounded up to
+blocks. It is right for alike requests and optimistic for heavy tails.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvgauge.advise.history import History, quantile
+from kvgauge.assess import Assessment, PoolAssessment
+from kvgauge.observe.records import Histogram
+
+HEADROOM_RATIO = 0.05
+"""Share of the pool that the advice leaves alone, for what means do not show."""
+
+HORIZON_SECONDS = 3600.0
+"""A minute's trend says nothing about what lies further ahead than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class LengthSummary:
+    """Lengths of finished requests, in tokens."""
+
+    mean: float
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One limit on concurrency, in whole requests. A limit that is not `binding_candidate` is for information."""
+
+    name: str
+    requests: int
+    binding_candidate: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The pod's advice: all data-parallel ranks together. Fields are None where they cannot be known."""
+
+    valid: bool
+    safe_concurrency: int | None
+    limits: Mapping[str, int]
+    binding_limit: str | None
+    load_ratio: float | None
+    kv_exhaustion_seconds: float | None
+    """Seconds until the pool is full at the present trend; infinite when that is over HORIZON_SECONDS away."""
+    running: int | None
+    waiting: int | None
+    age_seconds: float | None
+    explanation: tuple[str, ...]
+    terms: Mapping[str, float | str | None]
+    prompt_tokens: LengthSummary | None
+    output_tokens: LengthSummary | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pod:
+    """Sums over the ranks; the pool of a pod with several is as good as one only because routers balance them."""
+
+    capacity_tokens: int
+    active_tokens: int
+    block_tokens: int
+    running: int
+    waiting: int
+
+
+def advise(assessment: Assessment, history: History, *, max_num_seqs: int | None = None) -> Advice:
+    """Advice from one assessment and the recent past. `max_num_seqs` is the engine's own cap per rank, if told."""
+    observation = assessment.observation
+    engine = observation.engine
+    age = next((state.age_seconds for state in observation.sources if state.source == "engine"), None)
+    if engine is None:
+        return _invalid(age, "The engine's figures are missing or too old to advise from.")
+    if engine.asleep:
+        return _invalid(age, "The engine is asleep: its KV pool is given back.")
+    pod = _pod(assessment)
+    if pod is None:
+        return _invalid(
+            age, "The engine does not tell its KV capacity, occupancy or queue, so no limit can be computed."
+        )
+    lengths = history.lengths()
+    prompt, output = (_summary(lengths[0]), _summary(lengths[1])) if lengths is not None else (None, None)
+    request_tokens, stands_on = _request_tokens(pod, prompt, output, lengths, engine.max_model_len)
+    limits = _limits(pod, assessment, request_tokens, engine.max_model_len, max_num_seqs)
+    candidates = [limit for limit in limits if limit.binding_candidate]
+    if not candidates or request_tokens is None:
+        return _invalid(age, "Neither request lengths nor max_model_len are known yet.")
+    binding = min(candidates, key=lambda limit: limit.requests)
+    usable_tokens = math.floor(pod.capacity_tokens * (1 - HEADROOM_RATIO))
+    if binding.name == "max_num_seqs":
+        load_ratio = (pod.running + pod.waiting) / binding.requests
+    else:
+        held_tokens = max(pod.running * request_tokens, pod.active_tokens)
+        load_ratio = (held_tokens + pod.waiting * request_tokens) / usable_tokens
+    trend = history.trend_tokens_per_second()
+    exhaustion = _exhaustion_seconds(pod, trend)
+    return Advice(
+        valid=True,
+        safe_concurrency=binding.requests,
+        limits={limit.name: limit.requests for limit in limits},
+        binding_limit=binding.name,
+        load_ratio=load_ratio,
+        kv_exhaustion_seconds=exhaustion,
+        running=pod.running,
+        waiting=pod.waiting,
+        age_seconds=age,
+        explanation=(
+            f"{binding.requests} requests may run together: {binding.why}",
+            stands_on,
+            f"{pod.running} run and {pod.waiting} wait, which is {load_ratio:.0%} of what is safe.",
+            _outlook(exhaustion),
+        ),
+        terms={
+            "capacity_tokens": pod.capacity_tokens,
+            "usable_tokens": usable_tokens,
+            "headroom_ratio": HEADROOM_RATIO,
+            "active_tokens": pod.active_tokens,
+            "block_tokens": pod.block_tokens,
+            "tokens_per_request": request_tokens,
+            "mean_prompt_tokens": prompt.mean if prompt is not None else None,
+            "mean_output_tokens": output.mean if output is not None else None,
+            "finished_requests": lengths[1].count if lengths is not None else 0,
+            "lengths_from": lengths[2] if lengths is not None else None,
+            "max_model_len_tokens": engine.max_model_len,
+            "trend_tokens_per_second": trend,
+        },
+        prompt_tokens=prompt,
+        output_tokens=output,
+    )
+
+
+def _invalid(age_seconds: float | None, why: str) -> Advice:
+    return Advice(
+        valid=False,
+        safe_concurrency=None,
+        limits={},
+        binding_limit=None,
+        load_ratio=None,
+        kv_exhaustion_seconds=None,
+        running=None,
+        waiting=None,
+        age_seconds=age_seconds,
+        explanation=(why,),
+        terms={},
+        prompt_tokens=None,
+        output_tokens=None,
+    )
+
+
+def _pod(assessment: Assessment) -> _Pod | None:
+    engine = assessment.observation.engine
+    ranks = engine.ranks if engine is not None else ()
+    capacity = _sum([pool.capacity_tokens for pool in assessment.pools])
+    active = _sum([pool.active_tokens for pool in assessment.pools])
+    running = _sum([rank.running for rank in ranks])
+    waiting = _sum([rank.waiting for rank in ranks])
+    if not capacity or active is None or running is None or waiting is None:
+        return None
+    block_tokens = max((pool.block_tokens or 1 for pool in assessment.pools), default=1)
+    return _Pod(capacity, active, block_tokens, running, waiting)
+
+
+def _sum(values: list[int | None]) -> int | None:
+    """None as soon as one part is unknown: a sum without it would be a smaller number, not an unknown one."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
+
+
+def _summary(lengths: Histogram) -> LengthSummary:
+    return LengthSummary(
+        mean=lengths.total / lengths.count,
+        p50=quantile(lengths, 0.5),
+        p95=quantile(lengths, 0.95),
+        p99=quantile(lengths, 0.99),
+    )
+
+
+def _request_tokens(
+    pod: _Pod,
+    prompt: LengthSummary | None,
+    output: LengthSummary | None,
+    lengths: tuple[Histogram, Histogram, str] | None,
+    max_model_len: int | None,
+) -> tuple[int | None, str]:
+    """(slots that a request is counted with, a sentence that says why)."""
+    if prompt is not None and output is not None and lengths is not None:
+        tokens = _blocks_up(prompt.mean + output.mean, pod.block_tokens)
+        span = "lately" if lengths[2] == "window" else "since the engine started"
+        return tokens, (
+            f"The {lengths[1].count:.0f} requests that finished {span} had {prompt.mean:.0f} prompt and "
+            f"{output.mean:.0f} output tokens on average: {tokens} slots each."
+        )
+    if pod.running and pod.active_tokens:
+        tokens = _blocks_up(pod.active_tokens / pod.running, pod.block_tokens)
+        return tokens, f"No request has finished yet; those running hold {tokens} slots each so far, and will grow."
+    if max_model_len is not None:
+        tokens = _blocks_up(max_model_len, pod.block_tokens)
+        return tokens, "No request was seen yet, so each is counted at max_model_len."
+    return None, ""
+
+
+def _blocks_up(tokens: float, block_tokens: int) -> int:
+    return max(math.ceil(tokens / block_tokens), 1) * block_tokens
+
+
+def _limits(
+    pod: _Pod,
+    assessment: Assessment,
+    request_tokens: int | None,
+    max_model_len: int | None,
+    max_num_seqs: int | None,
+) -> list[Limit]:
+    limits = []
+    if request_tokens is not None:
+        kv = sum(_fitting(pool, request_tokens, 1 - HEADROOM_RATIO) for pool in assessment.pools)
+        limits.append(Limit("kv", kv, True, f"more of {request_tokens} slots each would not fit the KV pool."))
+    if max_model_len is not None:
+        longest = _blocks_up(max_model_len, pod.block_tokens)
+        worst = sum(_fitting(pool, longest, 1.0) for pool in assessment.pools)
+        limits.append(Limit("kv_worst_case", worst, False, "every request at max_model_len"))
+    if max_num_seqs is not None:
+        seqs = max_num_seqs * len(assessment.pools)
+        limits.append(Limit("max_num_seqs", seqs, True, "the engine batches no more (max_num_seqs)."))
+    return limits
+
+
+def _fitting(pool: PoolAssessment, request_tokens: int, share: float) -> int:
+    """Whole requests in one rank's pool, without the block that the engine keeps for itself."""
+    usable = (pool.capacity_tokens or 0) - (pool.block_tokens or 0)
+    return max(math.floor(usable * share / request_tokens), 0)
+
+
+def _exhaustion_seconds(pod: _Pod, trend_tokens_per_second: float | None) -> float | None:
+    if trend_tokens_per_second is None:
+        return None
+    free_tokens = pod.capacity_tokens - pod.active_tokens
+    if trend_tokens_per_second * HORIZON_SECONDS <= free_tokens:
+        return math.inf
+    return free_tokens / trend_tokens_per_second
+
+
+def _outlook(exhaustion_seconds: float | None) -> str:
+    if exhaustion_seconds is None:
+        return "The trend of the KV pool is not known yet."
+    if math.isinf(exhaustion_seconds):
+        return "The KV pool is not filling."
+    return f"At the present trend the KV pool is full in {exhaustion_seconds:.0f} s."

@@ -1,0 +1,81 @@
+"""What `assess` hands to the right. Bytes are bytes on each GPU."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kvgauge.observe.records import Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Waste:
+    """Bytes on each GPU that are taken and hold nothing. `method` is ``measured`` or ``estimated``."""
+
+    kind: str
+    method: str
+    waste_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolAssessment:
+    """The KV pool of one data-parallel rank: the engine's figures beside ours. Tokens are slots."""
+
+    rank: str
+    model: str
+    kv_bytes_per_token: int | None
+    """Bytes on each GPU that one more token of one sequence adds."""
+    state_bytes_per_request: int | None
+    """Bytes on each GPU that a sequence holds whatever its length: state, and windows once full."""
+    block_tokens: int | None
+    capacity_tokens: int | None
+    predicted_capacity_tokens: int | None
+    active_tokens: int | None
+    reclaimable_tokens: int | None
+    free_tokens: int | None
+    live_tokens: int | None
+    live_tokens_method: str | None
+    usage_ratio: float | None
+    waste: tuple[Waste, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentPrediction:
+    """One part of a GPU's memory. `actual_bytes` only where something told it."""
+
+    component: str
+    low_bytes: int
+    expected_bytes: int
+    high_bytes: int
+    actual_bytes: int | None
+    source: str
+
+    @property
+    def error_ratio(self) -> float | None:
+        """(actual - predicted) / actual, signed; None without an actual figure."""
+        if not self.actual_bytes:
+            return None
+        return (self.actual_bytes - self.expected_bytes) / self.actual_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GpuAssessment:
+    """One GPU: the parts that were predicted and their total against the driver's figure."""
+
+    gpu: int
+    uuid: str
+    components: tuple[ComponentPrediction, ...]
+    total: ComponentPrediction | None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """One tick's facts with what they should be."""
+
+    observation: Observation
+    tp: int | None
+    pp: int
+    dp: int
+    pools: tuple[PoolAssessment, ...]
+    gpus: tuple[GpuAssessment, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,33 @@
+"""The one command. Each role is loaded only when it is called, so that the sidecar stays small."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+ROLES = {
+    "sidecar": ("kvgauge.sidecar", "watch the engine and the GPU of this pod; serve metrics and advice"),
+    "demo": ("kvgauge.demo", "the sidecar on an embedded engine: no GPU, no cluster, no download"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs `kvgauge ROLE ...`. Exit code 2 and one line on stderr for bad input."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in {"-h", "--help"}:
+        print(_usage())  # noqa: T201
+        raise SystemExit(0 if given else 2)
+    if given[0] == "--version":
+        from kvgauge import __version__
+
+        print(f"kvgauge {__version__}")  # noqa: T201
+        return
+    if given[0] not in ROLES:
+        print(f"kvgauge: no such command: {given[0]!r} (there are: {', '.join(ROLES)})", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2)
+    importlib.import_module(ROLES[given[0]][0]).main(given[1:])
+
+
+def _usage() -> str:
+    width = max(map(len, ROLES))
+    roles = "\n".join(f"  {role:{width}}  {text}" for role, (_, text) in ROLES.items())
+    return f"usage: kvgauge COMMAND [options]\n\n{roles}\n\nkvgauge COMMAND --help tells the options of each."

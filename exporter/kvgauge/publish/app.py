@@ -1,0 +1,123 @@
+"""The HTTP side: hands out what is pinned on the board, computes nothing."""
+
+from importlib import resources
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
+
+from kvgauge import __version__
+from kvgauge.publish.board import Board, Published
+from kvgauge.publish.views import (
+    AdviceView,
+    AssessmentView,
+    HistoryPoint,
+    ObservationView,
+    advice_view,
+    assessment_view,
+    observation_view,
+)
+
+_STALE: dict[int | str, dict[str, Any]] = {503: {"description": "No tick was finished lately."}}
+_OPENMETRICS = "application/openmetrics-text"
+# Pages of our own may run their inline script and ask this server, nothing else.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+def create_app(board: Board) -> FastAPI:
+    """The sidecar's web application over one board."""
+    app = FastAPI(
+        title="kvgauge",
+        version=__version__,
+        description="GPU memory beside an LLM engine: what it is, what it should be, and what is safe. "
+        "Keys carry their unit: `_bytes` on each GPU, `_tokens` KV slots, `_seconds`, `_ratio` in 0..1 unless said. "
+        "A fact that nobody told is null.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.include_router(_for_machines(board))
+    app.include_router(_api(board))
+    app.include_router(_pages())
+    return app
+
+
+def _current(board: Board) -> Published:
+    published = board.current()
+    if published is None:
+        raise HTTPException(503, "no fresh tick to show")
+    return published
+
+
+def _for_machines(board: Board) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/livez", tags=["health"], response_class=PlainTextResponse)
+    async def livez() -> str:
+        """200 while this process answers. It says nothing of the engine, which must never be restarted for us."""
+        return "ok\n"
+
+    @router.get("/readyz", tags=["health"], response_class=PlainTextResponse, responses=_STALE)
+    async def readyz() -> str:
+        """200 while there is a fresh tick to show, whatever its sources say."""
+        _current(board)
+        return "ok\n"
+
+    @router.get("/metrics", tags=["metrics"], response_class=PlainTextResponse, responses=_STALE)
+    async def metrics(request: Request) -> Response:
+        """The Prometheus page, as text 0.0.4 or OpenMetrics 1.0.0 by Accept."""
+        published = _current(board)
+        _, content_type = choose_encoder(request.headers.get("accept", ""))
+        if content_type.startswith(_OPENMETRICS):
+            return Response(published.openmetrics, headers={"Content-Type": content_type})
+        return Response(published.text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    return router
+
+
+def _api(board: Board) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["api"])
+
+    @router.get("/observation", responses=_STALE)
+    async def observation() -> ObservationView:
+        """What the sidecar sees: devices, engine, model, and how each source is doing."""
+        return observation_view(_current(board).snapshot.assessment.observation)
+
+    @router.get("/assessment", responses=_STALE)
+    async def assessment() -> AssessmentView:
+        """What memory is against what it should be, and what is wasted."""
+        return assessment_view(_current(board).snapshot.assessment)
+
+    @router.get("/advice", responses=_STALE)
+    async def advice() -> AdviceView:
+        """How many requests may run together, and how near the pod is to it."""
+        snapshot = _current(board).snapshot
+        return advice_view(snapshot.assessment.observation.wall_seconds, snapshot.advice)
+
+    @router.get("/history")
+    async def history() -> list[HistoryPoint]:
+        """Load and occupancy of the past quarter of an hour, oldest first."""
+        return board.history()
+
+    return router
+
+
+def _pages() -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    live, docs = (resources.files("kvgauge.publish").joinpath(name).read_text() for name in ("live.html", "docs.html"))
+
+    @router.get("/")
+    async def live_page() -> HTMLResponse:
+        return HTMLResponse(live, headers=_PAGE_HEADERS)
+
+    @router.get("/docs")
+    async def docs_page() -> HTMLResponse:
+        return HTMLResponse(docs, headers=_PAGE_HEADERS)
+
+    return router

@@ -1,0 +1,136 @@
+"""The JSON answers: the records as they are, where they are fit to be seen, and a short form where they are not.
+
+Keys carry the unit. Numbers that cannot be written in JSON (an infinite time to exhaustion) are null; the explanation
+says which case it is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from kvgauge.advise import Advice, LengthSummary
+from kvgauge.assess import Assessment, GpuAssessment, PoolAssessment
+from kvgauge.observe.records import EngineReading, GpuReading, ModelReading, Observation, SourceState
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """The model, as far as its files were understood."""
+
+    path: str
+    model_type: str
+    dtype: str
+    num_layers: int
+    parameters: int | None
+    weights_bytes: int | None
+    missing: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ObservationView:
+    """What the sidecar sees."""
+
+    wall_seconds: float
+    """Unix time of the tick."""
+    gpus: tuple[GpuReading, ...]
+    engine: EngineReading | None
+    model: ModelView | None
+    sources: tuple[SourceState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AssessmentView:
+    """What memory is against what it should be. Bytes are bytes on each GPU; pool tokens are KV slots."""
+
+    wall_seconds: float
+    tp: int | None
+    pp: int
+    dp: int
+    pools: tuple[PoolAssessment, ...]
+    gpus: tuple[GpuAssessment, ...]
+    missing: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class AdviceView:
+    """How many requests may run together, which limit says so, and how near the pod is to it."""
+
+    wall_seconds: float
+    valid: bool
+    safe_concurrency: int | None
+    limits: Mapping[str, int]
+    """Each limit, in requests; kv_worst_case is for information and never binds."""
+    binding_limit: str | None
+    load_ratio: float | None
+    kv_exhaustion_seconds: float | None
+    """Null when the pool is not heading for exhaustion, or when that is not known."""
+    running: int | None
+    waiting: int | None
+    age_seconds: float | None
+    explanation: tuple[str, ...]
+    terms: Mapping[str, float | str | None]
+    prompt_tokens: LengthSummary | None
+    output_tokens: LengthSummary | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPoint:
+    """One tick of the past quarter of an hour."""
+
+    wall_seconds: float
+    load_ratio: float | None
+    kv_usage_ratio: float | None
+    running: int | None
+    waiting: int | None
+
+
+def observation_view(observation: Observation) -> ObservationView:
+    return ObservationView(
+        wall_seconds=observation.wall_seconds,
+        gpus=observation.gpus,
+        engine=observation.engine,
+        model=None if observation.model is None else _model_view(observation.model),
+        sources=observation.sources,
+    )
+
+
+def assessment_view(assessment: Assessment) -> AssessmentView:
+    return AssessmentView(
+        wall_seconds=assessment.observation.wall_seconds,
+        **{
+            field.name: getattr(assessment, field.name)
+            for field in fields(AssessmentView)
+            if field.name != "wall_seconds"
+        },
+    )
+
+
+def advice_view(wall_seconds: float, advice: Advice) -> AdviceView:
+    return AdviceView(
+        wall_seconds=wall_seconds,
+        **{field.name: getattr(advice, field.name) for field in fields(AdviceView) if field.name != "wall_seconds"},
+    )
+
+
+def history_point(assessment: Assessment, advice: Advice) -> HistoryPoint:
+    capacity = [pool.capacity_tokens for pool in assessment.pools if pool.active_tokens is not None]
+    active = [pool.active_tokens for pool in assessment.pools if pool.active_tokens is not None]
+    slots = sum(tokens for tokens in capacity if tokens is not None)
+    return HistoryPoint(
+        wall_seconds=assessment.observation.wall_seconds,
+        load_ratio=advice.load_ratio,
+        kv_usage_ratio=sum(active) / slots if slots else None,
+        running=advice.running,
+        waiting=advice.waiting,
+    )
+
+
+def _model_view(model: ModelReading) -> ModelView:
+    return ModelView(
+        path=model.path,
+        model_type=model.architecture.model_type,
+        dtype=model.architecture.dtype,
+        num_layers=model.architecture.num_layers,
+        parameters=model.weights.parameters if model.weights is not None else None,
+        weights_bytes=model.weights.total_bytes if model.weights is not None else None,
+        missing=model.missing,
+    )

@@ -1,0 +1,372 @@
+"""A paged-KV, continuously batching engine under a virtual clock, with vLLM's scheduling rules.
+
+Pure and deterministic: the same requests give the same history, however finely `advance` is called. The rules are those
+of vLLM 0.32's scheduler for one full-attention cache group, without prefix caching:
+
+- one block of the pool is never handed out, so `num_blocks - 1` are usable;
+- a step serves running sequences first, in order of admission, then admits from the queue, all within the token budget;
+- a waiting request is admitted when the blocks for all its known tokens are free; nothing is kept back for its output;
+- prefill is chunked, and a chunk takes only the blocks it fills;
+- a decode takes a block when its last one is full; when none is free, the running sequence admitted last loses all its
+  blocks, goes to the head of the queue and recomputes, and that step admits nobody;
+- the last sampled token is never written: prompt + output - 1 tokens are stored at most.
+
+A step costs the same however many sequences decode: each decoding sequence gains exactly one token a step, so when it
+needs its next block and when it ends are known the moment it starts decoding.
+"""
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvgauge.simulate.spec import EngineSpec, FinishedRequest, Request
+from kvgauge.simulate.tally import Distribution, Tally, bounds_1_2_5
+
+# The bounds of vLLM 0.32's own histograms, read off a recorded page.
+TTFT_BOUNDS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+)  # fmt: skip
+TOKEN_LATENCY_BOUNDS = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
+    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
+REQUEST_LATENCY_BOUNDS = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0,
+    30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
+)  # fmt: skip
+PREEMPTION_BOUNDS = (1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0)
+STEP_TOKENS_BOUNDS = (1.0, *(float(2**power) for power in range(3, 15)))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """The engine at one moment of its clock. Counters count from the engine's start.
+
+    What a step decides (admission, blocks, preemption) shows from its beginning, what it yields (tokens, ends) when it
+    is over.
+    """
+
+    clock_seconds: float
+    running: int
+    waiting: int
+    """Arrived and not running, preempted sequences included."""
+    used_blocks: int
+    live_tokens: int
+    """Tokens stored by running sequences: what the used blocks hold."""
+    steps_total: int
+    preemptions_total: int
+    recomputed_tokens_total: int
+    """Tokens prefilled a second time after a preemption."""
+    prompt_tokens_total: int
+    """Prompts whose prefill is complete, each counted once."""
+    generation_tokens_total: int
+    finished_stop_total: int
+    finished_length_total: int
+    """Ended by reaching `max_model_len`."""
+    prompt_tokens: Distribution
+    """Of finished requests, as are `output_tokens`, `e2e_seconds` and `preemptions`."""
+    output_tokens: Distribution
+    preemptions: Distribution
+    step_tokens: Distribution
+    ttft_seconds: Distribution
+    inter_token_seconds: Distribution
+    queue_seconds: Distribution
+    """From arrival to first admission, of finished requests."""
+    e2e_seconds: Distribution
+
+    @property
+    def finished_total(self) -> int:
+        """Requests that got their last token."""
+        return self.finished_stop_total + self.finished_length_total
+
+
+class _Sequence:
+    """One request inside the engine."""
+
+    __slots__ = (
+        "admitted_seconds",
+        "anchor",
+        "first_token_seconds",
+        "known",
+        "last_step",
+        "last_token_seconds",
+        "preemptions",
+        "request",
+        "stored",
+    )
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.known = request.prompt_tokens
+        """Tokens to prefill: the prompt and, after a preemption, what was generated before it."""
+        self.stored = 0
+        """Tokens in the cache while it prefills; once it decodes they are `anchor` + the engine's step."""
+        self.anchor: int | None = None
+        self.last_step = 0
+        self.preemptions = 0
+        self.admitted_seconds = math.inf
+        self.first_token_seconds = math.inf
+        self.last_token_seconds = 0.0
+
+
+class _Step:
+    """A step in flight."""
+
+    __slots__ = ("decodes", "end_seconds", "number", "prefilled", "seconds")
+
+    def __init__(self, number: int, decodes: int, prefilled: list[_Sequence], start: float, seconds: float) -> None:
+        self.number = number
+        self.decodes = decodes
+        self.prefilled = prefilled
+        """Sequences whose prefill this step completes."""
+        self.seconds = seconds
+        self.end_seconds = start + seconds
+
+
+class PagedEngine:
+    """The simulated engine. `on_finish` is told of every finished request, in order."""
+
+    def __init__(self, spec: EngineSpec, on_finish: Callable[[FinishedRequest], None] = lambda _: None) -> None:
+        self.spec = spec
+        self._on_finish = on_finish
+        self._now = 0.0
+        self._clock = 0.0
+        self._in_flight: _Step | None = None
+        self._arrivals: deque[Request] = deque()
+        self._waiting: deque[_Sequence] = deque()
+        # In order of admission; a dict because sequences leave from the middle when they end.
+        self._running: dict[_Sequence, None] = {}
+        # At most one prefill is unfinished after a step, that of the sequence admitted last: it used up the budget.
+        self._prefilling: _Sequence | None = None
+        self._free_blocks = spec.usable_blocks
+        self._live_tokens = 0
+        self._steps = 0
+        # Decoding sequences by the step (modulo block_tokens) at which they need their next block.
+        self._block_due = [0] * spec.block_tokens
+        self._ends_at: defaultdict[int, list[_Sequence]] = defaultdict(list)
+        self._preemptions = 0
+        self._recomputed_tokens = 0
+        self._prompt_tokens_total = 0
+        self._generation_tokens_total = 0
+        self._finished_stop = 0
+        self._finished_length = 0
+        length_bounds = bounds_1_2_5(spec.max_model_len)
+        self._prompt_tokens = Tally(length_bounds)
+        self._output_tokens = Tally(length_bounds)
+        self._preemption_counts = Tally(PREEMPTION_BOUNDS)
+        self._step_tokens = Tally(STEP_TOKENS_BOUNDS)
+        self._ttft = Tally(TTFT_BOUNDS)
+        self._inter_token = Tally(TOKEN_LATENCY_BOUNDS)
+        self._queue = Tally(REQUEST_LATENCY_BOUNDS)
+        self._e2e = Tally(REQUEST_LATENCY_BOUNDS)
+
+    def submit(self, request: Request) -> None:
+        """Hands over a request that will arrive at its time. Requests come in order of arrival.
+
+        Raises ValueError when it lies in the engine's past, before one already submitted, or is too long.
+        """
+        earliest = self._arrivals[-1].arrival_seconds if self._arrivals else self._now
+        if request.arrival_seconds < earliest:
+            raise ValueError(f"arrival_seconds must be at least {earliest}, not {request.arrival_seconds}")
+        if request.total_tokens > self.spec.max_model_len:
+            raise ValueError(
+                f"prompt_tokens + output_tokens must be at most max_model_len ({self.spec.max_model_len}), "
+                f"not {request.total_tokens}"
+            )
+        self._arrivals.append(request)
+
+    def advance(self, until_seconds: float) -> None:
+        """Runs the clock to `until_seconds`: begins every step that starts before, completes those that end by then.
+
+        Requests that arrive before `until_seconds` must have been submitted. Raises ValueError when time would go back.
+        """
+        if until_seconds < self._now:
+            raise ValueError(f"until_seconds must be at least {self._now}, not {until_seconds}")
+        while True:
+            if self._in_flight is not None:
+                if self._in_flight.end_seconds > until_seconds:
+                    break
+                self._complete(self._in_flight)
+            if not self._running and not self._waiting and self._arrivals:
+                self._clock = max(self._clock, self._arrivals[0].arrival_seconds)
+            if self._clock >= until_seconds:
+                break
+            self._take_arrivals()
+            if not self._running and not self._waiting:
+                break
+            self._begin()
+        self._now = until_seconds
+
+    def running_tokens(self) -> tuple[int, ...]:
+        """Tokens stored by each running sequence, in order of admission."""
+        return tuple(self._stored(sequence) for sequence in self._running)
+
+    def state(self) -> EngineState:
+        """The engine now."""
+        arrived = 0
+        for request in self._arrivals:
+            if request.arrival_seconds > self._now:
+                break
+            arrived += 1
+        return EngineState(
+            clock_seconds=self._now,
+            running=len(self._running),
+            waiting=len(self._waiting) + arrived,
+            used_blocks=self.spec.usable_blocks - self._free_blocks,
+            live_tokens=self._live_tokens,
+            steps_total=self._steps,
+            preemptions_total=self._preemptions,
+            recomputed_tokens_total=self._recomputed_tokens,
+            prompt_tokens_total=self._prompt_tokens_total,
+            generation_tokens_total=self._generation_tokens_total,
+            finished_stop_total=self._finished_stop,
+            finished_length_total=self._finished_length,
+            prompt_tokens=self._prompt_tokens.snapshot(),
+            output_tokens=self._output_tokens.snapshot(),
+            preemptions=self._preemption_counts.snapshot(),
+            step_tokens=self._step_tokens.snapshot(),
+            ttft_seconds=self._ttft.snapshot(),
+            inter_token_seconds=self._inter_token.snapshot(),
+            queue_seconds=self._queue.snapshot(),
+            e2e_seconds=self._e2e.snapshot(),
+        )
+
+    def _stored(self, sequence: _Sequence) -> int:
+        return sequence.stored if sequence.anchor is None else sequence.anchor + self._steps
+
+    def _take_arrivals(self) -> None:
+        while self._arrivals and self._arrivals[0].arrival_seconds <= self._clock:
+            self._waiting.append(_Sequence(self._arrivals.popleft()))
+
+    def _begin(self) -> None:
+        """Schedules one step: a slot for every decoding sequence, then prefill with what the budget has left."""
+        number, preemptions_before = self._steps, self._preemptions
+        self._give_decode_blocks(number)
+        decodes = len(self._running) - (self._prefilling is not None)
+        budget = self.spec.max_num_batched_tokens - decodes
+        prefilled: list[_Sequence] = []
+        if self._prefilling is not None:
+            budget -= self._prefill(self._prefilling, budget, prefilled)
+        if self._preemptions == preemptions_before:
+            budget = self._admit(budget, prefilled)
+        prefill_tokens = self.spec.max_num_batched_tokens - decodes - budget
+        self._steps = number + 1
+        self._live_tokens += decodes + prefill_tokens
+        seconds = self.spec.step_seconds(self._live_tokens, decodes, prefill_tokens)
+        self._step_tokens.observe(decodes + prefill_tokens)
+        self._in_flight = _Step(number, decodes, prefilled, self._clock, seconds)
+
+    def _give_decode_blocks(self, number: int) -> None:
+        due = number % self.spec.block_tokens
+        if self._block_due[due] <= self._free_blocks:
+            self._free_blocks -= self._block_due[due]
+            return
+        for sequence in tuple(self._running):
+            if sequence not in self._running:
+                # Victims are taken from the end: everything after the first one that is gone is gone too.
+                break
+            if sequence.anchor is None or (sequence.anchor + number) % self.spec.block_tokens:
+                continue
+            while self._free_blocks == 0 and sequence in self._running:
+                self._preempt_last()
+            if sequence in self._running:
+                self._free_blocks -= 1
+
+    def _prefill(self, sequence: _Sequence, budget: int, prefilled: list[_Sequence]) -> int:
+        """Schedules the sequence's next chunk and returns its tokens: 0 when it had to be preempted instead."""
+        chunk = min(sequence.known - sequence.stored, budget)
+        blocks = self.spec.blocks_for(sequence.stored + chunk) - self.spec.blocks_for(sequence.stored)
+        if blocks > self._free_blocks:
+            # It is the sequence admitted last, so it is its own victim.
+            self._preempt_last()
+            return 0
+        self._free_blocks -= blocks
+        sequence.stored += chunk
+        if sequence.preemptions:
+            self._recomputed_tokens += chunk
+        if sequence.stored == sequence.known:
+            self._prefilling = None
+            prefilled.append(sequence)
+        else:
+            self._prefilling = sequence
+        return chunk
+
+    def _admit(self, budget: int, prefilled: list[_Sequence]) -> int:
+        """Admits from the head of the queue while anything is left to give; returns the budget that remains."""
+        while self._waiting and budget > 0 and len(self._running) < self.spec.max_num_seqs:
+            sequence = self._waiting[0]
+            if self.spec.blocks_for(sequence.known) > self._free_blocks:
+                break
+            self._waiting.popleft()
+            self._running[sequence] = None
+            if sequence.admitted_seconds == math.inf:
+                sequence.admitted_seconds = self._clock
+            budget -= self._prefill(sequence, budget, prefilled)
+        return budget
+
+    def _preempt_last(self) -> None:
+        sequence, _ = self._running.popitem()
+        if sequence.anchor is None:
+            self._prefilling = None
+        else:
+            self._ends_at[sequence.last_step].remove(sequence)
+            sequence.known = sequence.anchor + self._steps + 1
+            sequence.last_token_seconds = self._clock
+        self._release(sequence)
+        sequence.preemptions += 1
+        self._preemptions += 1
+        self._waiting.appendleft(sequence)
+
+    def _release(self, sequence: _Sequence) -> None:
+        stored = self._stored(sequence)
+        self._free_blocks += self.spec.blocks_for(stored)
+        self._live_tokens -= stored
+        if sequence.anchor is not None:
+            self._block_due[-sequence.anchor % self.spec.block_tokens] -= 1
+        sequence.anchor, sequence.stored = None, 0
+
+    def _complete(self, step: _Step) -> None:
+        self._in_flight = None
+        self._clock = step.end_seconds
+        if step.decodes:
+            self._inter_token.observe(step.seconds, step.decodes)
+        self._generation_tokens_total += step.decodes + len(step.prefilled)
+        for sequence in self._ends_at.pop(step.number, ()):
+            self._finish(sequence)
+        for sequence in step.prefilled:
+            self._start_decoding(sequence, step.number)
+
+    def _start_decoding(self, sequence: _Sequence, number: int) -> None:
+        request = sequence.request
+        if sequence.first_token_seconds == math.inf:
+            sequence.first_token_seconds = self._clock
+            self._prompt_tokens_total += request.prompt_tokens
+            self._ttft.observe(self._clock - request.arrival_seconds)
+        else:
+            self._inter_token.observe(self._clock - sequence.last_token_seconds)
+        # The step that completes a prefill samples one token, which the next decode step stores.
+        left = request.prompt_tokens + request.output_tokens - sequence.known - 1
+        if left == 0:
+            self._finish(sequence)
+            return
+        sequence.anchor = sequence.known - self._steps
+        sequence.last_step = number + left
+        self._block_due[-sequence.anchor % self.spec.block_tokens] += 1
+        self._ends_at[sequence.last_step].append(sequence)
+
+    def _finish(self, sequence: _Sequence) -> None:
+        del self._running[sequence]
+        self._release(sequence)
+        request = sequence.request
+        if request.total_tokens == self.spec.max_model_len:
+            self._finished_length += 1
+        else:
+            self._finished_stop += 1
+        self._prompt_tokens.observe(request.prompt_tokens)
+        self._output_tokens.observe(request.output_tokens)
+        self._preemption_counts.observe(sequence.preemptions)
+        self._queue.observe(sequence.admitted_seconds - request.arrival_seconds)
+        self._e2e.observe(self._clock - request.arrival_seconds)
+        self._on_finish(FinishedRequest(request, sequence.first_token_seconds, self._clock, sequence.preemptions))

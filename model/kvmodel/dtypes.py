@@ -1,0 +1,127 @@
+"""Element types: of the KV cache, of the model and of safetensors files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from kvmodel.errors import ModelError, show
+
+
+@dataclass(frozen=True, slots=True)
+class KvDtype:
+    """How one row of the cache, the K or V vector of one head and one token, lies in memory.
+
+    `element_bits` per element; `row_scale_bytes` once per row (scales kept per token and head);
+    `group_scale_bytes` once per `group_elements` elements (block formats). Scales kept per tensor cost nothing here.
+    """
+
+    name: str
+    element_bits: int
+    row_scale_bytes: int = 0
+    group_elements: int = 0
+    group_scale_bytes: int = 0
+
+    def row_bytes(self, elements: int) -> int:
+        """Bytes of one row of `elements` elements, its scales included."""
+        scales = self.row_scale_bytes
+        if self.group_elements:
+            scales += -(-elements // self.group_elements) * self.group_scale_bytes
+        return -(-elements * self.element_bits // 8) + scales
+
+
+MODEL_DTYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "bfloat16": "bfloat16",
+        "bf16": "bfloat16",
+        "float16": "float16",
+        "half": "float16",
+        "fp16": "float16",
+        "float32": "float32",
+        "float": "float32",
+        "fp32": "float32",
+    }
+)
+"""Names of the dtypes a model computes in, to the name used here."""
+
+# Sizes: vLLM 0.32 (per-token-head, nvfp4), SGLang 0.5 (mxfp8), ggml's block formats for llama.cpp.
+_KV_DTYPES = {
+    kv.name: kv
+    for kv in (
+        KvDtype("bfloat16", 16),
+        KvDtype("float16", 16),
+        KvDtype("float32", 32),
+        KvDtype("fp8", 8),
+        KvDtype("fp8_e4m3", 8),
+        KvDtype("fp8_e5m2", 8),
+        KvDtype("int8", 8),
+        KvDtype("int8_per_token_head", 8, row_scale_bytes=4),
+        KvDtype("fp8_per_token_head", 8, row_scale_bytes=4),
+        KvDtype("int4_per_token_head", 4, row_scale_bytes=4),
+        KvDtype("nvfp4", 4, group_elements=16, group_scale_bytes=1),
+        KvDtype("mxfp8", 8, group_elements=32, group_scale_bytes=1),
+        KvDtype("q8_0", 8, group_elements=32, group_scale_bytes=2),
+        KvDtype("q5_1", 5, group_elements=32, group_scale_bytes=4),
+        KvDtype("q5_0", 5, group_elements=32, group_scale_bytes=2),
+        KvDtype("q4_1", 4, group_elements=32, group_scale_bytes=4),
+        KvDtype("q4_0", 4, group_elements=32, group_scale_bytes=2),
+        KvDtype("iq4_nl", 4, group_elements=32, group_scale_bytes=2),
+    )
+}
+_KV_ALIASES = {**MODEL_DTYPES, "f16": "float16", "f32": "float32", "fp8_e4m3fn": "fp8_e4m3"}
+
+
+def model_dtype(name: object, field: str = "dtype", file: str | None = None) -> str:
+    """The name used here (`bfloat16`, `float16`, `float32`) of a model's dtype, `torch.` prefix allowed."""
+    known = MODEL_DTYPES.get(name.removeprefix("torch.").lower()) if isinstance(name, str) else None
+    if known is None:
+        raise ModelError(field, f"unknown model dtype {show(name)}", file)
+    return known
+
+
+def kv_dtype(name: str, model: str) -> KvDtype:
+    """The cache dtype an engine's flag names; `auto` is the model's own dtype.
+
+    Raises ModelError with field `kv_dtype` for a name that is not known.
+    """
+    if name == "auto":
+        return _KV_DTYPES[model_dtype(model)]
+    lowered = name.removeprefix("torch.").lower() if isinstance(name, str) else ""
+    found = _KV_DTYPES.get(_KV_ALIASES.get(lowered, lowered))
+    if found is None:
+        raise ModelError("kv_dtype", f"unknown cache dtype {show(name)}")
+    return found
+
+
+# https://github.com/huggingface/safetensors, `Dtype`; F6 types are six bits, F4 four.
+_SAFETENSORS_BITS = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2FNUZ": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E8M0": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F64": 64,
+    "C64": 64,
+}
+
+
+def safetensors_bits(name: object, file: str | None = None) -> int:
+    """Bits per element of a safetensors dtype. Raises ModelError with field `dtype` when it is not one."""
+    bits = _SAFETENSORS_BITS.get(name) if isinstance(name, str) else None
+    if bits is None:
+        raise ModelError("dtype", f"unknown safetensors dtype {show(name)}", file)
+    return bits

@@ -1,0 +1,111 @@
+"""The sidecar as a process, and what it serves."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import urllib3
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from .processes import Child, free_port, until
+
+INTERVAL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarPage:
+    """One metrics page of the sidecar's."""
+
+    samples: tuple[Sample, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        return cls(tuple(sample for family in text_string_to_metric_families(text) for sample in family.samples))
+
+    def rows(self, name: str, **labels: str) -> list[Sample]:
+        """The samples of that name that carry these labels, others besides allowed."""
+        return [
+            sample for sample in self.samples if sample.name == name and labels.items() <= dict(sample.labels).items()
+        ]
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """The one sample of that name with these labels, or None; several are an error of the test or of the page."""
+        rows = self.rows(name, **labels)
+        if len(rows) > 1:
+            raise AssertionError(f"{name}{labels} has {len(rows)} series")
+        return rows[0].value if rows else None
+
+    def number(self, name: str, **labels: str) -> float:
+        """Like `value` for a series that has to be there."""
+        value = self.value(name, **labels)
+        if value is None:
+            raise AssertionError(f"{name}{labels} is not on the page")
+        return value
+
+
+class Sidecar:
+    """`kvgauge sidecar` beside one engine."""
+
+    def __init__(self, engine_url: str, model: Path, log: Path) -> None:
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        self._http = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(connect=2, read=10))
+        command = str(Path(sys.executable).with_name("kvgauge"))
+        self._child = Child(
+            [
+                *(command, "sidecar", "--engine-url", engine_url, "--model", str(model)),
+                *("--host", "127.0.0.1", "--port", str(port), "--interval", f"{INTERVAL_SECONDS}s"),
+            ],
+            log,
+            {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+        )
+        try:
+            until(self._ready, 30, "the sidecar's /livez")
+        except AssertionError as error:
+            self._child.kill()
+            raise AssertionError(f"{error}; its log ends:\n{self._child.last_lines()}") from None
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._child.alive
+
+    def close(self) -> int:
+        """SIGTERM; returns the exit status."""
+        self._http.clear()
+        return self._child.terminate()
+
+    def page(self) -> SidecarPage:
+        """The metrics page, in the text format."""
+        answer = self._http.request("GET", f"{self.url}/metrics", headers={"Accept": "text/plain"})
+        if answer.status != 200:
+            raise AssertionError(f"/metrics answered {answer.status}")
+        return SidecarPage.parse(answer.data.decode())
+
+    def observation(self) -> Mapping[str, object]:
+        return self._json("/v1/observation")
+
+    def advice(self) -> Mapping[str, object]:
+        return self._json("/v1/advice")
+
+    def _json(self, path: str) -> Mapping[str, object]:
+        answer = self._http.request("GET", self.url + path)
+        if answer.status != 200:
+            raise AssertionError(f"{path} answered {answer.status}")
+        content = answer.json()
+        if not isinstance(content, dict):
+            raise AssertionError(f"{path} did not answer an object")
+        return content
+
+    def _ready(self) -> bool | None:
+        if not self._child.alive:
+            raise AssertionError("the sidecar exited")
+        try:
+            return self._http.request("GET", f"{self.url}/livez").status == 200
+        except urllib3.exceptions.HTTPError:
+            return None

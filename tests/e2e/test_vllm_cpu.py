@@ -1,0 +1,221 @@
+"""The sidecar beside a real vLLM on the CPU, compared with what that engine itself says.
+
+The two pages are read at different moments, so figures are compared while the engine's scheduler is stopped in the
+middle of its work: then both pages describe the same moment, and have to agree exactly.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from .load import Job, Load, random_job, random_jobs
+from .processes import until
+from .sidecar import INTERVAL_SECONDS, Sidecar, SidecarPage
+from .tiny_model import TinyShape
+from .vllm_server import BLOCK_TOKENS, MAX_MODEL_LEN, MODEL_NAME, NUM_BLOCKS, EngineFigures, VllmServer
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(330)]
+
+STALE_AFTER_SECONDS = 5.0
+# Reading, publishing and fetching the page on a busy machine.
+SLACK_SECONDS = 1.5
+KV_SERIES = (
+    "kvgauge_kv_tokens",
+    "kvgauge_kv_usage_ratio",
+    "kvgauge_kv_capacity_tokens",
+    "kvgauge_kv_live_tokens",
+    "kvgauge_requests",
+    "kvgauge_load_ratio",
+    "kvgauge_safe_concurrency",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What both pages say while the engine stands still."""
+
+    engine: EngineFigures
+    page: SidecarPage
+
+    @property
+    def active_tokens(self) -> float:
+        return self.page.number("kvgauge_kv_tokens", state="active")
+
+    @property
+    def used_blocks(self) -> float:
+        """Recomputed from our series alone."""
+        return self.active_tokens / self.page.number("kvgauge_kv_block_tokens")
+
+    def check(self) -> None:
+        """Every figure that both pages have is the same, and ours add up."""
+        assert self.used_blocks == self.engine.used_blocks
+        assert self.page.number("kvgauge_requests", state="running") == self.engine.running
+        assert self.page.number("kvgauge_requests", state="waiting") == self.engine.waiting
+        assert self.page.number("kvgauge_preemptions_total") == self.engine.preemptions_total
+        check_sum(self.page)
+
+
+def check_sum(page: SidecarPage) -> None:
+    states = {row.labels["state"]: row.value for row in page.rows("kvgauge_kv_tokens")}
+    assert {"active", "free"} <= states.keys() <= {"active", "free", "reclaimable"}
+    assert sum(states.values()) == page.number("kvgauge_kv_capacity_tokens")
+
+
+def engine_read_at(sidecar: Sidecar) -> float | None:
+    """Unix time at which the read of the engine that the sidecar now publishes began."""
+    observation = sidecar.observation()
+    wall, sources = observation["wall_seconds"], observation["sources"]
+    assert isinstance(wall, float)
+    assert isinstance(sources, list)
+    engine = next(source for source in sources if source["source"] == "engine")
+    if engine["age_seconds"] is None or engine["read_seconds"] is None:
+        return None
+    return float(wall - engine["age_seconds"] - engine["read_seconds"])
+
+
+def moment(engine: VllmServer, sidecar: Sidecar) -> Moment:
+    """Freezes the engine, waits until the sidecar has read it as it stands, and takes both pages."""
+    with engine.frozen() as before:
+        frozen_at = time.time()
+        until(lambda: (engine_read_at(sidecar) or 0.0) > frozen_at, 10, "a read of the stopped engine")
+        page = sidecar.page()
+        after = engine.figures()
+    assert before == after, "the engine's page moved while its scheduler was stopped"
+    return Moment(before, page)
+
+
+def pressed(engine: VllmServer, sidecar: Sidecar, load: Load) -> Iterator[tuple[SidecarPage, Moment]]:
+    """While the load runs: a page in motion, then a moment, over and over."""
+    while load.running:
+        yield sidecar.page(), moment(engine, sidecar)
+
+
+def quiet(engine: VllmServer, sidecar: Sidecar) -> SidecarPage:
+    """The page once the engine has nothing left to do and the sidecar has seen that."""
+    until(lambda: engine.figures().running + engine.figures().waiting == 0, 30, "an idle engine")
+    idle_at = time.time()
+    until(lambda: (engine_read_at(sidecar) or 0.0) > idle_at, 10, "a read of the idle engine")
+    return sidecar.page()
+
+
+def test_the_idle_page_agrees_with_the_engines_log(engine: VllmServer, sidecar: Sidecar, tiny_shape: TinyShape) -> None:
+    page = quiet(engine, sidecar)
+    logged = engine.logged_capacity()
+    assert logged.max_model_len == MAX_MODEL_LEN
+
+    assert page.number("kvgauge_kv_capacity_tokens") == logged.capacity_tokens
+    assert page.number("kvgauge_kv_block_tokens") == BLOCK_TOKENS
+    assert page.number("kvgauge_kv_bytes_per_token") == tiny_shape.kv_bytes_per_token
+    assert page.number("kvgauge_kv_tokens", state="active", model=MODEL_NAME, rank="0") == 0
+    check_sum(page)
+
+    (info,) = page.rows("kvgauge_engine_info")
+    assert info.labels["engine"] == "vllm"
+    assert info.labels["version"] == "0.32.0"
+    assert info.labels["max_model_len"] == str(MAX_MODEL_LEN)
+
+    gpu_here = Path("/dev/nvidiactl").exists()
+    up = {row.labels["source"]: row.value for row in page.rows("kvgauge_source_up")}
+    assert (up["engine"], up["model"], up["nvml"]) == (1, 1, float(gpu_here))
+
+
+def test_every_figure_follows_the_engine_through_queueing_and_preemption(engine: VllmServer, sidecar: Sidecar) -> None:
+    before = engine.figures()
+    moments: list[Moment] = []
+    with Load(engine.url, MODEL_NAME, jobs := random_jobs(30, 200, 400)) as load:
+        for page, still in pressed(engine, sidecar, load):
+            check_sum(page)
+            still.check()
+            moments.append(still)
+    assert [outcome.error for outcome in load.outcomes()] == [None] * len(jobs)
+    assert {outcome.output_tokens for outcome in load.outcomes()} == {400}
+
+    busy = [still for still in moments if still.used_blocks > 0]
+    assert len({still.used_blocks for still in busy}) >= 5
+    assert max(still.used_blocks for still in busy) > 0.9 * (NUM_BLOCKS - 1)
+    assert any(still.engine.waiting > 0 for still in busy)
+
+    page = quiet(engine, sidecar)
+    assert engine.figures().preemptions_total > before.preemptions_total
+    assert page.number("kvgauge_preemptions_total") == engine.figures().preemptions_total
+    assert page.number("kvgauge_kv_tokens", state="active") == 0
+    assert page.number("kvgauge_kv_usage_ratio") == 0
+    assert page.number("kvgauge_requests", state="running") == 0
+    assert page.number("kvgauge_requests", state="waiting") == 0
+    check_sum(page)
+
+
+def uneven_jobs() -> list[Job]:
+    """Eight requests that fit together, of lengths that share no remainder of the block size."""
+    return [random_job(150 + 13 * index, 320, seed=1000 + index) for index in range(8)]
+
+
+def test_the_tokens_held_are_estimated_between_what_they_can_be(engine: VllmServer, sidecar: Sidecar) -> None:
+    quiet(engine, sidecar)
+    idle = engine.figures()
+    jobs = uneven_jobs()
+    errors: list[float] = []
+    with Load(engine.url, MODEL_NAME, jobs) as load:
+        for _, still in pressed(engine, sidecar, load):
+            still.check()
+            prefilled = still.engine.prompt_tokens_total - idle.prompt_tokens_total
+            if still.engine.running != len(jobs) or prefilled != sum(len(job.prompt) for job in jobs):
+                continue
+            # All are past their prefill, none has ended, and the last sampled token of each is not stored yet.
+            generated = still.engine.generation_tokens_total - idle.generation_tokens_total
+            truth = prefilled + generated - len(jobs)
+            most_tail = len(jobs) * (BLOCK_TOKENS - 1)
+            assert still.active_tokens - most_tail <= truth <= still.active_tokens
+
+            live = still.page.number("kvgauge_kv_live_tokens", method="estimated")
+            waste = still.page.number("kvgauge_waste_bytes", kind="block_tail", method="estimated")
+            assert still.active_tokens - most_tail <= live <= still.active_tokens
+            assert 0 < waste <= most_tail * still.page.number("kvgauge_kv_bytes_per_token")
+            errors.append(abs(live - truth) / truth)
+    assert engine.figures().preemptions_total == idle.preemptions_total
+    assert len(errors) >= 3
+    assert sum(errors) / len(errors) < 0.05
+
+
+def test_a_killed_engine_becomes_missing_and_a_restarted_one_is_found_again(
+    engine: VllmServer, sidecar: Sidecar
+) -> None:
+    process = sidecar.pid
+    with Load(engine.url, MODEL_NAME, random_jobs(12, 100, 1500, seed=3)):
+        until(lambda: sidecar.page().number("kvgauge_kv_tokens", state="active") > 0, 30, "blocks in use")
+        killed_at = time.monotonic()
+        engine.kill()
+
+    until(lambda: sidecar.page().value("kvgauge_source_up", source="engine") == 0, 5, "the engine seen as down")
+    assert time.monotonic() - killed_at <= 2.0
+
+    def kv_series() -> list[str]:
+        page = sidecar.page()
+        return [name for name in KV_SERIES if page.rows(name)]
+
+    until(lambda: not kv_series(), 2 * STALE_AFTER_SECONDS, "the engine's series gone")
+    assert time.monotonic() - killed_at <= STALE_AFTER_SECONDS + INTERVAL_SECONDS + SLACK_SECONDS
+
+    page = sidecar.page()
+    assert page.number("kvgauge_advice_valid") == 0
+    assert sidecar.advice()["valid"] is False
+    assert {row.labels["source"] for row in page.rows("kvgauge_source_up")} >= {"engine", "nvml", "model"}
+    assert page.number("kvgauge_source_up", source="model") == 1
+    assert page.rows("kvgauge_build_info")
+    assert sum(row.value for row in page.rows("kvgauge_source_errors_total", source="engine")) > 0
+
+    engine.start()
+    until(lambda: sidecar.page().value("kvgauge_source_up", source="engine") == 1, 15, "the new engine seen as up")
+    page = quiet(engine, sidecar)
+    assert page.number("kvgauge_kv_capacity_tokens") == engine.logged_capacity().capacity_tokens
+    assert page.number("kvgauge_preemptions_total") == engine.figures().preemptions_total == 0
+    with Load(engine.url, MODEL_NAME, random_jobs(4, 100, 300, seed=4)) as load:
+        moments = [still for _, still in pressed(engine, sidecar, load)]
+    for still in moments:
+        still.check()
+    assert max(still.engine.running for still in moments) == 4
+    assert sidecar.alive
+    assert sidecar.pid == process
