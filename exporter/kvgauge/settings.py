@@ -95,7 +95,9 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, with its complaints as SettingsError instead of a page of usage."""
+
     def error(self, message: str) -> NoReturn:
         raise SettingsError(message)
 
@@ -106,8 +108,13 @@ def load(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> t
     print_config = bool(flags.pop("print_config", False))
     config = flags.pop("config", None) or environ.get(ENVIRONMENT_PREFIX + "CONFIG")
     merged = {**(_from_file(Path(config)) if config else {}), **_from_environment(environ), **flags}
+    return validated(merged), print_config
+
+
+def validated(values: Mapping[str, Any]) -> Settings:
+    """Settings from plain values. Raises SettingsError."""
     try:
-        return Settings.model_validate(merged), print_config
+        return Settings.model_validate(values)
     except ValidationError as error:
         raise SettingsError(_first_line(error)) from None
 
@@ -122,8 +129,8 @@ def to_toml(settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _parser() -> _OneLineParser:
-    parser = _OneLineParser(
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="kvgauge sidecar",
         description="Watches the engine and the GPU of this pod, and serves metrics and advice.",
         argument_default=argparse.SUPPRESS,

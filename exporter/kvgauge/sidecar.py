@@ -64,6 +64,7 @@ class Loop:
         """Ends the loop; a source that hangs is left behind, as its thread cannot be interrupted."""
         self._stopping.set()
         self._thread.join(timeout=0.5)
+        self._observer.close()
 
     def tick(self) -> None:
         """One look."""

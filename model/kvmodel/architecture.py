@@ -8,8 +8,9 @@ from os import PathLike
 from kvmodel.dtypes import KvDtype, kv_dtype, model_dtype
 from kvmodel.errors import ModelError, show
 from kvmodel.experts import Experts
-from kvmodel.families import family_of, text_config_of
+from kvmodel.families import family_of
 from kvmodel.layers import FullAttention, LatentAttention, LayerGroup
+from kvmodel.nesting import text_config_of
 
 _LARGEST_CONFIG_BYTES = 16 * 2**20
 

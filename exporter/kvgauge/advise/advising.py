@@ -54,7 +54,7 @@ class Advice:
     waiting: int | None
     age_seconds: float | None
     explanation: tuple[str, ...]
-    terms: Mapping[str, float | str | None]
+    terms: Mapping[str, int | float | str | None]
     prompt_tokens: LengthSummary | None
     output_tokens: LengthSummary | None
 

@@ -30,6 +30,7 @@ class Observer:
         stale_after_seconds: float,
     ) -> None:
         self._model_source = model
+        self._engine_source = engine
         self._follow_engine = model.path is None
         self._devices = Watcher(
             devices, patience_seconds=_DEVICE_PATIENCE_SECONDS, stale_after_seconds=stale_after_seconds
@@ -49,17 +50,18 @@ class Observer:
 
     def observe(self, budget_seconds: float) -> Observation:
         """Reads all sources, waiting for the slow ones `budget_seconds` at most; those answer at a later tick."""
-        began = time.monotonic()
-        watchers = (self._devices, self._engine, self._model)
-        for watcher in watchers:
-            watcher.request()
-        for watcher in watchers:
-            watcher.wait(began + budget_seconds - time.monotonic())
-        gpus, device_state = self._devices.latest()
+        deadline = time.monotonic() + budget_seconds
+        self._devices.request()
+        self._engine.request()
+        self._engine.wait(deadline - time.monotonic())
         engine, engine_state = self._engine.latest()
-        model, model_state = self._model.latest()
         if self._follow_engine and engine is not None:
             self._model_source.path = engine.model_path or engine.model or None
+        self._model.request()
+        self._devices.wait(deadline - time.monotonic())
+        self._model.wait(deadline - time.monotonic())
+        gpus, device_state = self._devices.latest()
+        model, model_state = self._model.latest()
         return Observation(
             wall_seconds=time.time(),
             monotonic_seconds=time.monotonic(),
@@ -68,3 +70,7 @@ class Observer:
             model=model,
             sources=(device_state, engine_state, model_state),
         )
+
+    def close(self) -> None:
+        """Lets go of the engine's connection."""
+        self._engine_source.close()

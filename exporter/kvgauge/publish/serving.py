@@ -13,6 +13,8 @@ from kvgauge.publish.board import Board
 # More connections than a pod's Prometheus pair, aggregators, probes and a few people open; beyond it, 503.
 _MAX_CONNECTIONS = 64
 
+_DRAIN_SECONDS = 0.4
+
 
 def serve(board: Board, listener: socket.socket, on_started: Callable[[Callable[[], None]], None]) -> None:
     """Serves until SIGTERM or SIGINT, or until the function that `on_started` is given is called.
@@ -30,7 +32,8 @@ def serve(board: Board, listener: socket.socket, on_started: Callable[[Callable[
             ws="none",
             server_header=False,
             limit_concurrency=_MAX_CONNECTIONS,
-            timeout_graceful_shutdown=0,
+            # asyncio takes a fraction of a second here, which the annotation does not foresee.
+            timeout_graceful_shutdown=_DRAIN_SECONDS,  # type: ignore[arg-type]
         ),
         on_started,
     )
