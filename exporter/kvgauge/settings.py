@@ -120,12 +120,14 @@ def validated(values: Mapping[str, Any]) -> Settings:
 
 
 def to_toml(settings: Settings) -> str:
-    """The settings as a TOML file that `--config` reads back; a secret only as its place-holder."""
+    """The settings as a TOML file that `--config` reads back; of a secret only that it is set."""
     lines = []
-    for name, value in settings.model_dump(mode="json").items():
-        if value is not None:
+    for name, value in settings.model_dump().items():
+        if isinstance(value, SecretStr):
+            lines.append(f"# {name} is set")
+        elif value is not None:
             # JSON's strings, numbers and booleans are TOML's.
-            lines.append(f"{name} = {json.dumps(value)}")
+            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,7 @@
 """The one exception of the memory model."""
 
 _LONGEST_SHOWN = 80
+_LONGEST_LINE = 400
 
 
 class ModelError(Exception):
@@ -35,4 +36,6 @@ def show(value: object) -> str:
 
 
 def _one_line(text: str) -> str:
+    if len(text) > _LONGEST_LINE:
+        text = text[: _LONGEST_LINE - 3] + "..."
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)

@@ -1,16 +1,24 @@
-"""Concurrent streaming completions of exact length against an OpenAI-compatible server."""
+"""Concurrent streaming completions of exact length against an OpenAI-compatible server.
+
+Run as a script, this file is the client itself: it reads a job list from its standard input and writes the outcomes to
+its standard output. It runs in a process of its own so that dozens of busy streams never keep the test from looking.
+"""
 
 import contextlib
 import http.client
 import json
 import random
-import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
+
+TIMEOUT_SECONDS = 120.0
+_TAIL_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,80 +50,100 @@ def random_job(prompt_tokens: int, output_tokens: int, *, vocab: int = 512, seed
 
 
 class Load:
-    """Runs every job at once, each on a thread and a connection of its own; leaving the block hangs up on the rest."""
+    """Runs every job at once; leaving the block hangs up on those that still run."""
 
-    def __init__(self, url: str, model: str, jobs: Sequence[Job], *, timeout_seconds: float = 120.0) -> None:
-        parts = urlsplit(url)
-        self._connections = [
-            http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_seconds) for _ in jobs
-        ]
-        self._outcomes: list[Outcome | None] = [None] * len(jobs)
-        self._model = model
-        self._closing = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(index, job), name=f"stream-{index}", daemon=True)
-            for index, job in enumerate(jobs)
-        ]
+    def __init__(self, url: str, model: str, jobs: Sequence[Job]) -> None:
+        self._order = json.dumps({"url": url, "model": model, "jobs": [asdict(job) for job in jobs]})
+        self._client: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        self._client = subprocess.Popen(
+            ["nice", "-n", "10", sys.executable, "-I", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._client.stdin is not None
+        self._client.stdin.write(self._order)
+        self._client.stdin.close()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closing.set()
-        for connection in self._connections:
-            sock = connection.sock
-            # Only shutting the socket down wakes a thread that is blocked reading from it.
-            if sock is not None:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(timeout=30)
+        assert self._client is not None
+        assert self._client.stdout is not None
+        self._client.kill()
+        self._client.wait(timeout=30)
+        if kind is not None:
+            self._client.stdout.close()
 
     @property
     def running(self) -> bool:
         """Whether any stream is still open."""
-        return any(thread.is_alive() for thread in self._threads)
+        return self._client is not None and self._client.poll() is None
 
     def outcomes(self) -> list[Outcome]:
-        """The finished streams' outcomes, in the order of the jobs."""
-        return [outcome for outcome in self._outcomes if outcome is not None]
+        """Every stream's outcome in the order of the jobs; empty for a load that was cut short. Ask once, at the end."""
+        assert self._client is not None
+        assert self._client.stdout is not None
+        with self._client.stdout as output:
+            text = output.read()
+        return [Outcome(**outcome) for outcome in json.loads(text or "[]")]
 
-    def _run(self, index: int, job: Job) -> None:
-        connection = self._connections[index]
-        try:
-            self._outcomes[index] = self._stream(connection, job)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            self._outcomes[index] = Outcome(None, None, f"{type(error).__name__}: {error}")
-        finally:
-            connection.close()
 
-    def _stream(self, connection: http.client.HTTPConnection, job: Job) -> Outcome:
-        body = {
-            "model": self._model,
-            "prompt": list(job.prompt),
-            "max_tokens": job.output_tokens,
-            "ignore_eos": True,
-            "temperature": 1.0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-        if self._closing.is_set():
-            return Outcome(None, None, "given up")
-        response = connection.getresponse()
-        if response.status != http.client.OK:
-            return Outcome(None, None, f"status {response.status}: {response.read(200).decode(errors='replace')}")
-        usage: dict[str, int] | None = None
-        for line in response:
-            payload = line.decode().removeprefix("data:").strip()
-            if payload == "[DONE]":
-                break
-            if payload:
-                usage = json.loads(payload).get("usage") or usage
-        if usage is None:
-            return Outcome(None, None, "the stream ended without its usage")
-        return Outcome(usage["prompt_tokens"], usage["completion_tokens"], None)
+def stream(url: str, model: str, job: Job) -> Outcome:
+    """Runs one job to its end. Never raises for what the server does."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=TIMEOUT_SECONDS)
+    body = {
+        "model": model,
+        "prompt": list(job.prompt),
+        "max_tokens": job.output_tokens,
+        "ignore_eos": True,
+        "temperature": 1.0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    try:
+        with contextlib.closing(connection):
+            connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            if response.status != http.client.OK:
+                return Outcome(None, None, f"status {response.status}: {response.read(200).decode(errors='replace')}")
+            tail = b""
+            while chunk := response.read1(1 << 16):
+                tail = (tail + chunk)[-_TAIL_BYTES:]
+            return _outcome(tail.decode(errors="replace"))
+    except (OSError, http.client.HTTPException, LookupError, ValueError) as error:
+        return Outcome(None, None, f"{type(error).__name__}: {error}")
+
+
+def _outcome(tail: str) -> Outcome:
+    """Reads the usage out of the last events of a stream."""
+    payloads = [line.removeprefix("data: ") for line in tail.splitlines() if line.startswith("data: ")]
+    if payloads[-1:] != ["[DONE]"]:
+        return Outcome(None, None, "the stream was cut off")
+    usage = json.loads(payloads[-2])["usage"]
+    return Outcome(usage["prompt_tokens"], usage["completion_tokens"], None)
+
+
+def main() -> None:
+    """The client: a thread and a connection for each job."""
+    order = json.load(sys.stdin)
+    jobs = [Job(tuple(job["prompt"]), job["output_tokens"]) for job in order["jobs"]]
+    outcomes: dict[int, Outcome] = {}
+
+    def run(index: int) -> None:
+        outcomes[index] = stream(order["url"], order["model"], jobs[index])
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    json.dump([asdict(outcomes[index]) for index in range(len(jobs))], sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -150,7 +150,7 @@ def test_every_figure_follows_the_engine_through_queueing_and_preemption(engine:
 
 def uneven_jobs() -> list[Job]:
     """Eight requests that fit together, of lengths that share no remainder of the block size."""
-    return [random_job(150 + 13 * index, 320, seed=1000 + index) for index in range(8)]
+    return [random_job(150 + 13 * index, 450, seed=1000 + index) for index in range(8)]
 
 
 def test_the_tokens_held_are_estimated_between_what_they_can_be(engine: VllmServer, sidecar: Sidecar) -> None:

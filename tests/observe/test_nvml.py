@@ -1,15 +1,9 @@
 """`NvmlSource` against a stub of libnvidia-ml.so.1, through the dynamic loader and pynvml's own ctypes calls."""
 
 import ctypes
-import json
 import os
-import shutil
-import subprocess
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pynvml
 import pytest
@@ -17,31 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvgauge.observe.nvml import mig_profile
+from tests.observe.nvml_stub.machine import GIB, MIB, Facts, Machine, compile_stub
 
-STUB = Path(__file__).parent / "nvml_stub"
-GIB = 2**30
-MIB = 2**20
 MEMORY = ("total_bytes", "used_bytes", "free_bytes", "reserved_bytes")
 NO_SUCH_PID = 2**22 + 1
 """Above the highest number that Linux gives to a process."""
 
-TWO_GPUS: dict[str, object] = {
-    "generation": 1,
-    "driver": "580.95.05",
-    "count": 2,
-    "gpu0.uuid": "GPU-aaaa",
-    "gpu0.name": "NVIDIA H100 80GB HBM3",
-    "gpu0.total": 80 * GIB,
-    "gpu0.free": 20 * GIB,
-    "gpu0.reserved": 512 * MIB,
-    "gpu1.uuid": "GPU-bbbb",
-    "gpu1.name": "NVIDIA H100 80GB HBM3",
-    "gpu1.total": 80 * GIB,
-    "gpu1.free": 79 * GIB,
-    "gpu1.reserved": 512 * MIB,
-}
-ONE_GPU = {"count": 1}
-MIG_GPU: dict[str, object] = {
+ONE_GPU: Facts = {"count": 1}
+MIG_GPU: Facts = {
     "count": 1,
     "gpu0.name": "NVIDIA A100-SXM4-80GB",
     "gpu0.mig": 1,
@@ -58,93 +35,8 @@ MIG_GPU: dict[str, object] = {
     "gpu0.mig3.reserved": 0,
 }
 
-Facts = dict[str, object]
-Reading = dict[str, Any]
-
-
-class Machine:
-    """A machine as the stub library shows it, and a process on it that reads an `NvmlSource` when asked."""
-
-    def __init__(self, folder: Path, library: Path | None, proc: Path, max_gpus: int) -> None:
-        self._file = folder / "machine"
-        self._calls = folder / "machine.calls"
-        self._facts = dict(TWO_GPUS)
-        self._write()
-        self._calls.touch()
-        environment = {**os.environ, "KVGAUGE_NVML_STUB": str(self._file)}
-        if library is not None:
-            inherited = os.environ.get("LD_LIBRARY_PATH")
-            environment["LD_LIBRARY_PATH"] = f"{library}:{inherited}" if inherited else str(library)
-        self._process = subprocess.Popen(
-            [sys.executable, str(STUB / "reader.py"), str(proc), str(max_gpus)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    def change(self, *changes: Facts) -> None:
-        for change in changes:
-            self._facts.update(change)
-        self._write()
-
-    def readings(self) -> list[Reading]:
-        outcome = self._ask("read")
-        assert isinstance(outcome, list), outcome
-        return outcome
-
-    def reading(self) -> Reading:
-        (only,) = self.readings()
-        return only
-
-    def refusal(self) -> tuple[str, str]:
-        """Reason and message of the SourceError that a read must end in."""
-        outcome = self._ask("read")
-        assert isinstance(outcome, dict), outcome
-        return outcome["reason"], outcome["message"]
-
-    def close_source(self) -> None:
-        assert self._ask("close") == "closed"
-
-    def calls(self) -> Counter[str]:
-        """Calls into the library since this was last asked."""
-        counted = Counter(self._calls.read_text().split())
-        self._calls.write_text("")
-        return counted
-
-    def stop(self) -> None:
-        with self._process:
-            self._process.communicate(timeout=30)
-        assert self._process.returncode == 0
-
-    def _ask(self, what: str) -> object:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(what + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        assert answer, "the reader ended: its traceback is above"
-        return json.loads(answer)
-
-    def _write(self) -> None:
-        # Latin-1, so that a test can make the driver answer with bytes that are not UTF-8.
-        lines = [f"{key}={value}\n" for key, value in self._facts.items() if value is not None]
-        self._file.write_text("".join(lines), encoding="latin-1")
-
 
 Starter = Callable[..., Machine]
-
-
-def compile_stub(folder: Path, *flags: str) -> Path:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.fail("the stub of libnvidia-ml.so.1 needs a C compiler, and there is no `cc` on the PATH")
-    library = folder / "libnvidia-ml.so.1"
-    subprocess.run(
-        [compiler, "-Wall", "-Wextra", "-shared", "-fPIC", *flags, "-o", str(library), str(STUB / "nvml_stub.c")],
-        check=True,
-    )
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -492,6 +384,18 @@ def test_nvml_is_reopened_ever_more_rarely_for_a_gpu_that_stays_lost(start: Star
         if calls:
             opened_at.append(read)
     assert opened_at == [0, 1, 3, 7, 15, 23, 31]
+
+
+def test_nvml_is_reopened_at_once_for_a_gpu_that_is_lost_a_second_time(start: Starter) -> None:
+    machine = start()
+    lost: Facts = {"gpu1.call": pynvml.NVML_ERROR_GPU_IS_LOST}
+    found: Facts = {"gpu1.call": 0}
+    for change in (lost, lost, lost, found, lost):
+        machine.change(change)
+        machine.readings()
+    machine.calls()
+    machine.readings()
+    assert machine.calls()["nvmlInitWithFlags"] == 1
 
 
 def test_a_lost_gpu_that_the_driver_no_longer_counts(start: Starter) -> None:

@@ -337,6 +337,17 @@ def test_an_idle_engine_waits_for_the_arrival() -> None:
     assert engine.state().steps_total == 1
 
 
+def test_a_request_may_be_submitted_at_the_very_moment_it_arrives() -> None:
+    together, _ = run(SMALL, [Request(1.0, 100, 5), Request(1.0, 60, 5)])
+    engine = PagedEngine(SMALL)
+    engine.submit(Request(1.0, 100, 5))
+    engine.advance(1.0)
+    assert engine.state().waiting == 1
+    engine.submit(Request(1.0, 60, 5))
+    engine.advance(1000.0)
+    assert engine.state() == together.state()
+
+
 def test_a_step_shows_its_tokens_only_when_it_is_over() -> None:
     engine = PagedEngine(SMALL)
     engine.submit(Request(0.0, 320, 2))

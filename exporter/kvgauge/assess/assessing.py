@@ -94,6 +94,8 @@ def _pool(
     if live_tokens is None and tail_tokens is not None and rank.active_tokens is not None:
         live_tokens, method = rank.active_tokens - tail_tokens, "estimated"
         missing.pop("live_tokens", None)
+    elif live_tokens is None:
+        missing.setdefault("live_tokens", "not measured, and with several cache groups not to be estimated")
     if live_tokens is not None and rank.active_tokens is not None and per_token is not None and method is not None:
         waste.append(Waste("block_tail", method, max(rank.active_tokens - live_tokens, 0) * per_token))
     usage = rank.usage_ratio

@@ -297,7 +297,7 @@ class PagedEngine:
         """Admits from the head of the queue while anything is left to give; returns the budget that remains."""
         while self._waiting and budget > 0 and len(self._running) < self.spec.max_num_seqs:
             sequence = self._waiting[0]
-            if self.spec.blocks_for(min(sequence.known, budget)) > self._free_blocks:
+            if self.spec.blocks_for(sequence.known) > self._free_blocks:
                 break
             self._waiting.popleft()
             self._running[sequence] = None

@@ -1,0 +1,137 @@
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from kvgauge.advise import History, advise
+from kvgauge.assess import EngineFlags, assess
+from kvgauge.observe.records import Observation, SourceState
+from kvgauge.publish.board import Board
+from kvgauge.publish.families import FAMILIES, Snapshot
+from kvgauge.publish.metrics import render
+from kvgauge.publish.reference import reference
+from tests.support.facts import ENGINE, GPU, RANK, histogram, model, observation
+
+
+def snapshot(seen: Observation, max_num_seqs: int | None = 256) -> Snapshot:
+    history = History()
+    history.remember(seen)
+    assessment = assess(seen, EngineFlags(max_num_seqs=max_num_seqs))
+    return Snapshot(assessment, advise(assessment, history, max_num_seqs=max_num_seqs))
+
+
+def full() -> Snapshot:
+    """Everything that this version can know, known."""
+    seen = observation(
+        gpus=(replace(GPU, reserved_bytes=1, engine_bytes=2),),
+        with_model=model(),
+        reclaimable_tokens=100,
+        free_tokens=7900,
+        swapped=0,
+        prompt_lengths=histogram([500] * 10),
+        output_lengths=histogram([300] * 10),
+    )
+    failed = SourceState("agent", False, None, None, "no_spool", "-", {"no_spool": 2})
+    history = History()
+    for second in range(12):
+        history.remember(replace(seen, monotonic_seconds=float(second)))
+    seen = replace(seen, sources=(*seen.sources, failed))
+    assessment = assess(seen, EngineFlags(max_num_seqs=256))
+    return Snapshot(assessment, advise(assessment, history, max_num_seqs=256))
+
+
+def test_a_full_snapshot_fills_every_family() -> None:
+    text = render(full())[0].decode()
+    missing = [family.name for family in FAMILIES if f"\n{family.name}{{" not in text]
+    assert missing == []
+
+
+def test_labels_are_those_of_the_table() -> None:
+    by_name = {family.name: family for family in FAMILIES}
+    for family in text_string_to_metric_families(render(full())[0].decode()):
+        for sample in family.samples:
+            assert set(sample.labels) == set(by_name[sample.name].labels)
+
+
+def test_states_add_up_to_the_capacity() -> None:
+    samples = {
+        (sample.name, sample.labels.get("state")): sample.value
+        for family in text_string_to_metric_families(render(full())[0].decode())
+        for sample in family.samples
+    }
+    states = [samples["kvgauge_kv_tokens", state] for state in ("active", "reclaimable", "free")]
+    assert sum(states) == samples["kvgauge_kv_capacity_tokens", None] == 16_000
+
+
+def test_what_is_not_known_is_absent() -> None:
+    text = render(snapshot(observation(engine=None, gpus=()), None))[0].decode()
+    names = {family.name for family in text_string_to_metric_families(text)}
+    assert names == {"kvgauge_advice_valid", "kvgauge_source_up", "kvgauge_source_age_seconds",
+                     "kvgauge_source_read_seconds", "kvgauge_build_info"}  # fmt: skip
+    assert "NaN" not in text
+
+
+def test_advice_for_several_ranks_is_one_series() -> None:
+    two = replace(ENGINE, ranks=(RANK, replace(RANK, rank="1")))
+    text = render(snapshot(observation(engine=two)))[0].decode()
+    assert text.count("\nkvgauge_load_ratio{") == 1
+    assert 'kvgauge_load_ratio{model="llama",rank="all"}' in text
+    assert text.count("\nkvgauge_kv_capacity_tokens{") == 2
+
+
+def test_openmetrics_says_the_same() -> None:
+    text, openmetrics = render(full())
+
+    def values(families: object) -> dict[object, float]:
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in families  # type: ignore[attr-defined]
+            for sample in family.samples
+        }
+
+    assert values(parse_openmetrics(openmetrics.decode())) == values(text_string_to_metric_families(text.decode()))
+
+
+def test_hostile_label_values_do_not_break_the_page() -> None:
+    evil = 'a"} 1\nkvgauge_load_ratio{x="\\'
+    text = render(snapshot(observation(engine=replace(ENGINE, ranks=(replace(RANK, model=evil),)))))[0].decode()
+    rows = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    assert {row.labels["model"] for row in rows if row.name == "kvgauge_load_ratio"} == {evil}
+
+
+@pytest.mark.prometheus
+def test_promtool_finds_nothing_to_say() -> None:
+    promtool = shutil.which("promtool")
+    assert promtool is not None, "promtool is missing: install Debian's package prometheus"
+    result = subprocess.run([promtool, "check", "metrics"], input=render(full())[0], capture_output=True, timeout=30)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_the_metrics_reference_is_the_table() -> None:
+    path = Path(__file__).parent.parent.parent / "docs" / "metrics.md"
+    assert path.read_text() == reference(), (
+        "docs/metrics.md is old: python -m kvgauge.publish.reference > docs/metrics.md"
+    )
+
+
+def test_a_board_shows_nothing_old() -> None:
+    now = [0.0]
+    board = Board(stale_after_seconds=5, clock=lambda: now[0])
+    assert board.current() is None
+    board.publish(full())
+    assert board.current() is not None
+    now[0] = 5.1
+    assert board.current() is None
+
+
+def test_the_board_remembers_a_quarter_of_an_hour() -> None:
+    board = Board(stale_after_seconds=5)
+    for second in range(0, 2000, 10):
+        board.publish(snapshot(observation(at=float(second))))
+    points = board.history()
+    assert points[-1].wall_seconds - points[0].wall_seconds == 900
+    assert points[-1].kv_usage_ratio == 0.5
