@@ -85,6 +85,7 @@ def test_routes() -> None:
         with pytest.raises(urllib.error.HTTPError) as missing:
             running.get("/nothing")
         assert missing.value.code == 404
+        missing.value.close()
 
 
 def test_answers_on_a_kept_alive_connection_do_not_wait_for_acknowledgements() -> None:

@@ -98,6 +98,7 @@ def sidecar(*arguments: str, environ: Mapping[str, str] | None = None) -> Iterat
 def _answers(running: Sidecar) -> bool:
     try:
         running.get("/readyz")
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as error:
+        error.close()
         return False
     return True
