@@ -20,20 +20,26 @@ _METRIC_TYPES: dict[str, type[GaugeMetricFamily] | type[CounterMetricFamily]] = 
 def render(snapshot: Snapshot) -> tuple[bytes, bytes]:
     """The page in Prometheus' text format 0.0.4 and in OpenMetrics 1.0.0."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_SnapshotCollector(snapshot))
+    registry.register(_Collected(list(_metrics(snapshot))))
     openmetrics: bytes = generate_openmetrics(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry), openmetrics
 
 
-class _SnapshotCollector(Collector):
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+def _metrics(snapshot: Snapshot) -> Iterator[Metric]:
+    for family in FAMILIES:
+        metric = _METRIC_TYPES[family.kind](family.name, family.help, labels=family.labels)
+        for labels, value in family.rows(snapshot):
+            if value is not None and not math.isnan(value):
+                metric.add_metric(labels, value)
+        if metric.samples:
+            yield metric
 
-    def collect(self) -> Iterator[Metric]:
-        for family in FAMILIES:
-            metric = _METRIC_TYPES[family.kind](family.name, family.help, labels=family.labels)
-            for labels, value in family.rows(self._snapshot):
-                if value is not None and not math.isnan(value):
-                    metric.add_metric(labels, value)
-            if metric.samples:
-                yield metric
+
+class _Collected(Collector):
+    """What was collected once, for both formats."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
