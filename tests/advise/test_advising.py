@@ -70,14 +70,13 @@ def test_only_the_window_counts_once_requests_finish_in_it() -> None:
     assert advice_for(now).terms["lengths_from"] == "lifetime"
 
 
-def test_before_any_request_finished() -> None:
-    empty = finished([], [], running=10, active_tokens=8000)
-    advice = advice_for(empty)
-    assert advice.terms["tokens_per_request"] == 800
-    assert "will grow" in advice.explanation[1]
+def test_before_any_request_finished_only_the_worst_case_is_promised() -> None:
+    advice = advice_for(finished([], [], running=10, active_tokens=8000, waiting=2))
+    assert advice.safe_concurrency == advice.limits["kv_worst_case"] == 1
+    assert advice.load_ratio == (8000 + 2 * 800) / (16_000 * 0.95)
+    assert "at least" in advice.explanation[1]
     idle = advice_for(finished([], [], running=0, active_tokens=0))
-    assert idle.safe_concurrency == idle.limits["kv_worst_case"] == 1
-    assert idle.load_ratio == 0
+    assert (idle.valid, idle.safe_concurrency, idle.load_ratio) == (True, 1, 0)
 
 
 def test_a_restarted_engine_is_learned_anew() -> None:

@@ -55,6 +55,7 @@ class Load:
     def __init__(self, url: str, model: str, jobs: Sequence[Job]) -> None:
         self._order = json.dumps({"url": url, "model": model, "jobs": [asdict(job) for job in jobs]})
         self._client: subprocess.Popen[str] | None = None
+        self._answer = ""
 
     def __enter__(self) -> Self:
         self._client = subprocess.Popen(
@@ -74,9 +75,9 @@ class Load:
         assert self._client is not None
         assert self._client.stdout is not None
         self._client.kill()
+        with self._client.stdout as output:
+            self._answer = output.read()
         self._client.wait(timeout=30)
-        if kind is not None:
-            self._client.stdout.close()
 
     @property
     def running(self) -> bool:
@@ -84,12 +85,8 @@ class Load:
         return self._client is not None and self._client.poll() is None
 
     def outcomes(self) -> list[Outcome]:
-        """Every stream's outcome in the order of the jobs; empty for a load that was cut short. Ask once, at the end."""
-        assert self._client is not None
-        assert self._client.stdout is not None
-        with self._client.stdout as output:
-            text = output.read()
-        return [Outcome(**outcome) for outcome in json.loads(text or "[]")]
+        """Every stream's outcome in the order of the jobs, once the block is left; empty for one cut short."""
+        return [Outcome(**outcome) for outcome in json.loads(self._answer or "[]")]
 
 
 def stream(url: str, model: str, job: Job) -> Outcome:

@@ -76,28 +76,36 @@ def engine_read_at(sidecar: Sidecar) -> float | None:
     return float(wall - engine["age_seconds"] - engine["read_seconds"])
 
 
+def await_read(sidecar: Sidecar) -> None:
+    """Returns when the sidecar publishes a read of the engine that began after this call."""
+    now = time.time()
+    until(lambda: (engine_read_at(sidecar) or 0.0) > now, 10, "a new read of the engine")
+
+
 def moment(engine: VllmServer, sidecar: Sidecar) -> Moment:
     """Freezes the engine, waits until the sidecar has read it as it stands, and takes both pages."""
     with engine.frozen() as before:
-        frozen_at = time.time()
-        until(lambda: (engine_read_at(sidecar) or 0.0) > frozen_at, 10, "a read of the stopped engine")
+        await_read(sidecar)
         page = sidecar.page()
         after = engine.figures()
     assert before == after, "the engine's page moved while its scheduler was stopped"
     return Moment(before, page)
 
 
-def pressed(engine: VllmServer, sidecar: Sidecar, load: Load) -> Iterator[tuple[SidecarPage, Moment]]:
-    """While the load runs: a page in motion, then a moment, over and over."""
+def moments_of(
+    engine: VllmServer, sidecar: Sidecar, load: Load, run_seconds: float
+) -> Iterator[tuple[SidecarPage, Moment]]:
+    """While the load runs: a page read in motion, then a moment, then `run_seconds` of work, over and over."""
     while load.running:
         yield sidecar.page(), moment(engine, sidecar)
+        # Nothing is awaited here: how far the engine gets meanwhile only spaces the moments out.
+        time.sleep(run_seconds)
 
 
 def quiet(engine: VllmServer, sidecar: Sidecar) -> SidecarPage:
     """The page once the engine has nothing left to do and the sidecar has seen that."""
     until(lambda: engine.figures().running + engine.figures().waiting == 0, 30, "an idle engine")
-    idle_at = time.time()
-    until(lambda: (engine_read_at(sidecar) or 0.0) > idle_at, 10, "a read of the idle engine")
+    await_read(sidecar)
     return sidecar.page()
 
 
@@ -126,7 +134,7 @@ def test_every_figure_follows_the_engine_through_queueing_and_preemption(engine:
     before = engine.figures()
     moments: list[Moment] = []
     with Load(engine.url, MODEL_NAME, jobs := random_jobs(30, 200, 400)) as load:
-        for page, still in pressed(engine, sidecar, load):
+        for page, still in moments_of(engine, sidecar, load, 0.3):
             check_sum(page)
             still.check()
             moments.append(still)
@@ -159,7 +167,7 @@ def test_the_tokens_held_are_estimated_between_what_they_can_be(engine: VllmServ
     jobs = uneven_jobs()
     errors: list[float] = []
     with Load(engine.url, MODEL_NAME, jobs) as load:
-        for _, still in pressed(engine, sidecar, load):
+        for _, still in moments_of(engine, sidecar, load, 0.05):
             still.check()
             prefilled = still.engine.prompt_tokens_total - idle.prompt_tokens_total
             if still.engine.running != len(jobs) or prefilled != sum(len(job.prompt) for job in jobs):
@@ -212,8 +220,8 @@ def test_a_killed_engine_becomes_missing_and_a_restarted_one_is_found_again(
     page = quiet(engine, sidecar)
     assert page.number("kvgauge_kv_capacity_tokens") == engine.logged_capacity().capacity_tokens
     assert page.number("kvgauge_preemptions_total") == engine.figures().preemptions_total == 0
-    with Load(engine.url, MODEL_NAME, random_jobs(4, 100, 300, seed=4)) as load:
-        moments = [still for _, still in pressed(engine, sidecar, load)]
+    with Load(engine.url, MODEL_NAME, random_jobs(4, 100, 800, seed=4)) as load:
+        moments = [still for _, still in moments_of(engine, sidecar, load, 0.05)]
     for still in moments:
         still.check()
     assert max(still.engine.running for still in moments) == 4

@@ -70,6 +70,17 @@ class _Pod:
     waiting: int
 
 
+@dataclass(frozen=True, slots=True)
+class _RequestSize:
+    """Slots that one request is counted with, and a sentence that says why."""
+
+    safe_tokens: int
+    """For what may run together."""
+    demand_tokens: int
+    """For what is asked for now."""
+    why: str
+
+
 def advise(assessment: Assessment, history: History, *, max_num_seqs: int | None = None) -> Advice:
     """Advice from one assessment and the recent past. `max_num_seqs` is the engine's own cap per rank, if told."""
     observation = assessment.observation
@@ -86,18 +97,20 @@ def advise(assessment: Assessment, history: History, *, max_num_seqs: int | None
         )
     lengths = history.lengths()
     prompt, output = (_summary(lengths[0]), _summary(lengths[1])) if lengths is not None else (None, None)
-    request_tokens, stands_on = _request_tokens(pod, prompt, output, lengths, engine.max_model_len)
-    limits = _limits(pod, assessment, request_tokens, engine.max_model_len, max_num_seqs)
+    size = _request_size(pod, prompt, output, lengths, engine.max_model_len)
+    if size is None:
+        return _invalid(
+            age, "No request has finished yet and max_model_len is not known: a request can be of any size."
+        )
+    limits = _limits(pod, assessment, size.safe_tokens, engine.max_model_len, max_num_seqs)
     candidates = [limit for limit in limits if limit.binding_candidate]
-    if not candidates or request_tokens is None:
-        return _invalid(age, "Neither request lengths nor max_model_len are known yet.")
     binding = min(candidates, key=lambda limit: limit.requests)
     usable_tokens = math.floor(pod.capacity_tokens * (1 - HEADROOM_RATIO))
     if binding.name == "max_num_seqs":
         load_ratio = (pod.running + pod.waiting) / binding.requests
     else:
-        held_tokens = max(pod.running * request_tokens, pod.active_tokens)
-        load_ratio = (held_tokens + pod.waiting * request_tokens) / usable_tokens
+        held_tokens = max(pod.running * size.demand_tokens, pod.active_tokens)
+        load_ratio = (held_tokens + pod.waiting * size.demand_tokens) / usable_tokens
     trend = history.trend_tokens_per_second()
     exhaustion = _exhaustion_seconds(pod, trend)
     return Advice(
@@ -112,7 +125,7 @@ def advise(assessment: Assessment, history: History, *, max_num_seqs: int | None
         age_seconds=age,
         explanation=(
             f"{binding.requests} requests may run together: {binding.why}",
-            stands_on,
+            size.why,
             f"{pod.running} run and {pod.waiting} wait, which is {load_ratio:.0%} of what is safe.",
             _outlook(exhaustion),
         ),
@@ -122,7 +135,8 @@ def advise(assessment: Assessment, history: History, *, max_num_seqs: int | None
             "headroom_ratio": HEADROOM_RATIO,
             "active_tokens": pod.active_tokens,
             "block_tokens": pod.block_tokens,
-            "tokens_per_request": request_tokens,
+            "tokens_per_request": size.safe_tokens,
+            "demand_tokens_per_request": size.demand_tokens,
             "mean_prompt_tokens": prompt.mean if prompt is not None else None,
             "mean_output_tokens": output.mean if output is not None else None,
             "finished_requests": lengths[1].count if lengths is not None else 0,
@@ -181,28 +195,35 @@ def _summary(lengths: Histogram) -> LengthSummary:
     )
 
 
-def _request_tokens(
+def _request_size(
     pod: _Pod,
     prompt: LengthSummary | None,
     output: LengthSummary | None,
     lengths: tuple[Histogram, Histogram, str] | None,
     max_model_len: int | None,
-) -> tuple[int | None, str]:
-    """(slots that a request is counted with, a sentence that says why)."""
+) -> _RequestSize | None:
     if prompt is not None and output is not None and lengths is not None:
         tokens = _blocks_up(prompt.mean + output.mean, pod.block_tokens)
         span = "lately" if lengths[2] == "window" else "since the engine started"
-        return tokens, (
+        return _RequestSize(
+            tokens,
+            tokens,
             f"The {lengths[1].count:.0f} requests that finished {span} had {prompt.mean:.0f} prompt and "
-            f"{output.mean:.0f} output tokens on average: {tokens} slots each."
+            f"{output.mean:.0f} output tokens on average: {tokens} slots each.",
         )
+    if max_model_len is None:
+        return None
+    # Those that run show only how far they have come; to take that for their size would promise too much.
+    longest = _blocks_up(max_model_len, pod.block_tokens)
     if pod.running and pod.active_tokens:
-        tokens = _blocks_up(pod.active_tokens / pod.running, pod.block_tokens)
-        return tokens, f"No request has finished yet; those running hold {tokens} slots each so far, and will grow."
-    if max_model_len is not None:
-        tokens = _blocks_up(max_model_len, pod.block_tokens)
-        return tokens, "No request was seen yet, so each is counted at max_model_len."
-    return None, ""
+        so_far = _blocks_up(pod.active_tokens / pod.running, pod.block_tokens)
+        return _RequestSize(
+            longest,
+            so_far,
+            f"No request has finished yet, so only what is safe at max_model_len is promised; those running hold "
+            f"{so_far} slots each so far, and the load is at least what they hold.",
+        )
+    return _RequestSize(longest, longest, "No request was seen yet, so each is counted at max_model_len.")
 
 
 def _blocks_up(tokens: float, block_tokens: int) -> int:
@@ -212,14 +233,12 @@ def _blocks_up(tokens: float, block_tokens: int) -> int:
 def _limits(
     pod: _Pod,
     assessment: Assessment,
-    request_tokens: int | None,
+    request_tokens: int,
     max_model_len: int | None,
     max_num_seqs: int | None,
 ) -> list[Limit]:
-    limits = []
-    if request_tokens is not None:
-        kv = sum(_fitting(pool, request_tokens, 1 - HEADROOM_RATIO) for pool in assessment.pools)
-        limits.append(Limit("kv", kv, True, f"more of {request_tokens} slots each would not fit the KV pool."))
+    kv = sum(_fitting(pool, request_tokens, 1 - HEADROOM_RATIO) for pool in assessment.pools)
+    limits = [Limit("kv", kv, True, f"more of {request_tokens} slots each would not fit the KV pool.")]
     if max_model_len is not None:
         longest = _blocks_up(max_model_len, pod.block_tokens)
         worst = sum(_fitting(pool, longest, 1.0) for pool in assessment.pools)
