@@ -238,11 +238,14 @@ def _limits(
     max_num_seqs: int | None,
 ) -> list[Limit]:
     kv = sum(_fitting(pool, request_tokens, 1 - HEADROOM_RATIO) for pool in assessment.pools)
-    limits = [Limit("kv", kv, True, f"more of {request_tokens} slots each would not fit the KV pool.")]
+    informative = []
     if max_model_len is not None:
         longest = _blocks_up(max_model_len, pod.block_tokens)
         worst = sum(_fitting(pool, longest, 1.0) for pool in assessment.pools)
-        limits.append(Limit("kv_worst_case", worst, False, "every request at max_model_len"))
+        informative.append(Limit("kv_worst_case", worst, False, "every request at max_model_len"))
+        # What fits whatever comes is safe; the headroom must not promise less.
+        kv = max(kv, worst)
+    limits = [Limit("kv", kv, True, f"more of {request_tokens} slots each would not fit the KV pool."), *informative]
     if max_num_seqs is not None:
         seqs = max_num_seqs * len(assessment.pools)
         limits.append(Limit("max_num_seqs", seqs, True, "the engine batches no more (max_num_seqs)."))
