@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kvgauge.advise.history import History, quantile
 from kvgauge.assess import Assessment, PoolAssessment
-from kvgauge.observe.records import Histogram
+from kvgauge.observe.records import Histogram, Observation
 
 HEADROOM_RATIO = 0.05
 """Share of the pool that the advice leaves alone, for what means do not show."""
@@ -41,15 +41,20 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The pod's advice: all data-parallel ranks together. Fields are None where they cannot be known."""
+    """How many requests may run together, which limit says so, and how near the pod is to it: all data-parallel ranks
+    together. Fields are None where they cannot be known."""
 
+    wall_seconds: float
+    """Unix time of the tick that it stands on."""
     valid: bool
     safe_concurrency: int | None
     limits: Mapping[str, int]
+    """Each limit, in requests; kv_worst_case is for information and never binds."""
     binding_limit: str | None
     load_ratio: float | None
     kv_exhaustion_seconds: float | None
-    """Seconds until the pool is full at the present trend; infinite when that is over HORIZON_SECONDS away."""
+    """Seconds until the pool is full at the present trend; infinite when that is over HORIZON_SECONDS away
+    (in JSON null, as when it is not known; the explanation says which)."""
     running: int | None
     waiting: int | None
     age_seconds: float | None
@@ -85,22 +90,21 @@ def advise(assessment: Assessment, history: History, *, max_num_seqs: int | None
     """Advice from one assessment and the recent past. `max_num_seqs` is the engine's own cap per rank, if told."""
     observation = assessment.observation
     engine = observation.engine
-    age = next((state.age_seconds for state in observation.sources if state.source == "engine"), None)
     if engine is None:
-        return _invalid(age, "The engine's figures are missing or too old to advise from.")
+        return _invalid(observation, "The engine's figures are missing or too old to advise from.")
     if engine.asleep:
-        return _invalid(age, "The engine is asleep: its KV pool is given back.")
+        return _invalid(observation, "The engine is asleep: its KV pool is given back.")
     pod = _pod(assessment)
     if pod is None:
         return _invalid(
-            age, "The engine does not tell its KV capacity, occupancy or queue, so no limit can be computed."
+            observation, "The engine does not tell its KV capacity, occupancy or queue, so no limit can be computed."
         )
     lengths = history.lengths()
     prompt, output = (_summary(lengths[0]), _summary(lengths[1])) if lengths is not None else (None, None)
     size = _request_size(pod, prompt, output, lengths, engine.max_model_len)
     if size is None:
         return _invalid(
-            age, "No request has finished yet and max_model_len is not known: a request can be of any size."
+            observation, "No request has finished yet and max_model_len is not known: a request can be of any size."
         )
     limits = _limits(pod, assessment, size.safe_tokens, engine.max_model_len, max_num_seqs)
     candidates = [limit for limit in limits if limit.binding_candidate]
@@ -114,6 +118,7 @@ def advise(assessment: Assessment, history: History, *, max_num_seqs: int | None
     trend = history.trend_tokens_per_second()
     exhaustion = _exhaustion_seconds(pod, trend)
     return Advice(
+        wall_seconds=observation.wall_seconds,
         valid=True,
         safe_concurrency=binding.requests,
         limits={limit.name: limit.requests for limit in limits},
@@ -122,7 +127,7 @@ def advise(assessment: Assessment, history: History, *, max_num_seqs: int | None
         kv_exhaustion_seconds=exhaustion,
         running=pod.running,
         waiting=pod.waiting,
-        age_seconds=age,
+        age_seconds=_engine_age(observation),
         explanation=(
             f"{binding.requests} requests may run together: {binding.why}",
             size.why,
@@ -149,8 +154,13 @@ def advise(assessment: Assessment, history: History, *, max_num_seqs: int | None
     )
 
 
-def _invalid(age_seconds: float | None, why: str) -> Advice:
+def _engine_age(observation: Observation) -> float | None:
+    return next((state.age_seconds for state in observation.sources if state.source == "engine"), None)
+
+
+def _invalid(observation: Observation, why: str) -> Advice:
     return Advice(
+        wall_seconds=observation.wall_seconds,
         valid=False,
         safe_concurrency=None,
         limits={},
@@ -159,7 +169,7 @@ def _invalid(age_seconds: float | None, why: str) -> Advice:
         kv_exhaustion_seconds=None,
         running=None,
         waiting=None,
-        age_seconds=age_seconds,
+        age_seconds=_engine_age(observation),
         explanation=(why,),
         terms={},
         prompt_tokens=None,

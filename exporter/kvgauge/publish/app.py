@@ -8,13 +8,12 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
 
 from kvgauge import __version__
+from kvgauge.advise import Advice
 from kvgauge.publish.board import Board, Published
 from kvgauge.publish.views import (
-    AdviceView,
     AssessmentView,
     HistoryPoint,
     ObservationView,
-    advice_view,
     assessment_view,
     observation_view,
 )
@@ -95,10 +94,9 @@ def _api(board: Board) -> APIRouter:
         return assessment_view(_current(board).snapshot.assessment)
 
     @router.get("/advice", responses=_STALE)
-    async def advice() -> AdviceView:
+    async def advice() -> Advice:
         """How many requests may run together, and how near the pod is to it."""
-        snapshot = _current(board).snapshot
-        return advice_view(snapshot.assessment.observation.wall_seconds, snapshot.advice)
+        return _current(board).snapshot.advice
 
     @router.get("/history")
     async def history() -> list[HistoryPoint]:

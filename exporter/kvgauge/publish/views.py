@@ -7,7 +7,7 @@ says which case it is.
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from kvgauge.advise import Advice, LengthSummary
+from kvgauge.advise import Advice
 from kvgauge.assess import Assessment, GpuAssessment, PoolAssessment
 from kvgauge.observe.records import EngineReading, GpuReading, ModelReading, Observation, SourceState
 
@@ -51,28 +51,6 @@ class AssessmentView:
 
 
 @dataclass(frozen=True, slots=True)
-class AdviceView:
-    """How many requests may run together, which limit says so, and how near the pod is to it."""
-
-    wall_seconds: float
-    valid: bool
-    safe_concurrency: int | None
-    limits: Mapping[str, int]
-    """Each limit, in requests; kv_worst_case is for information and never binds."""
-    binding_limit: str | None
-    load_ratio: float | None
-    kv_exhaustion_seconds: float | None
-    """Null when the pool is not heading for exhaustion, or when that is not known."""
-    running: int | None
-    waiting: int | None
-    age_seconds: float | None
-    explanation: tuple[str, ...]
-    terms: Mapping[str, int | float | str | None]
-    prompt_tokens: LengthSummary | None
-    output_tokens: LengthSummary | None
-
-
-@dataclass(frozen=True, slots=True)
 class HistoryPoint:
     """One tick of the past quarter of an hour."""
 
@@ -101,13 +79,6 @@ def assessment_view(assessment: Assessment) -> AssessmentView:
             for field in fields(AssessmentView)
             if field.name != "wall_seconds"
         },
-    )
-
-
-def advice_view(wall_seconds: float, advice: Advice) -> AdviceView:
-    return AdviceView(
-        wall_seconds=wall_seconds,
-        **{field.name: getattr(advice, field.name) for field in fields(AdviceView) if field.name != "wall_seconds"},
     )
 
 
