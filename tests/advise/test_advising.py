@@ -1,5 +1,7 @@
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,7 +21,7 @@ def advice_for(*ticks: Observation, max_num_seqs: int | None = None) -> Advice:
     return advise(assess(ticks[-1], EngineFlags()), history, max_num_seqs=max_num_seqs)
 
 
-def finished(prompts: list[float], outputs: list[float], at: float = 1000.0, **rank: object) -> Observation:
+def finished(prompts: Sequence[float], outputs: Sequence[float], at: float = 1000.0, **rank: Any) -> Observation:
     return observation(at=at, prompt_lengths=histogram(prompts), output_lengths=histogram(outputs), **rank)
 
 

@@ -4,7 +4,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import IO, Any
+from io import BufferedIOBase
+from typing import Any
 
 Behaviour = Callable[["Exchange"], None]
 
@@ -15,7 +16,7 @@ class Exchange:
     def __init__(self, handler: BaseHTTPRequestHandler) -> None:
         self._handler = handler
         self.headers: Mapping[str, str] = dict(handler.headers.items())
-        self.out: IO[bytes] = handler.wfile
+        self.out: BufferedIOBase = handler.wfile
         self.complete = False
 
     def answer(self, body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:

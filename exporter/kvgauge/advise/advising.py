@@ -282,4 +282,6 @@ def _outlook(exhaustion_seconds: float | None) -> str:
         return "The trend of the KV pool is not known yet."
     if math.isinf(exhaustion_seconds):
         return "The KV pool is not filling."
+    if exhaustion_seconds < 1:
+        return "The KV pool is full."
     return f"At the present trend the KV pool is full in {exhaustion_seconds:.0f} s."
