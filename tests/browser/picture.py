@@ -5,12 +5,12 @@ Run by scripts/picture.
 
 import argparse
 import base64
+import contextlib
 import struct
 import sys
-import threading
 import zlib
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import TYPE_CHECKING
 
 from .browsing import BrowserMissingError, Scheme, launched, visiting
@@ -60,7 +60,9 @@ def _take_after(seconds: float, browser: "Browser") -> None:
                 sys.exit("scripts/picture: the demo did not start")
             print(f"scripts/picture: {seconds:g} s of {address}", file=sys.stderr)
             # The sidecar remembers the load by itself; nobody needs to look meanwhile.
-            threading.Event().wait(seconds)
+            with contextlib.suppress(TimeoutExpired):
+                status = demo.wait(seconds)
+                sys.exit(f"scripts/picture: the demo ended before its time, with {status}: {demo.communicate()[1]}")
             for scheme, name in _PICTURES:
                 _take(browser, address, scheme, _DOCS / name)
         finally:

@@ -59,7 +59,7 @@ def test_the_headline_and_the_numbers_are_those_of_the_advice(browser: "Browser"
 @pytest.mark.parametrize(
     ("load_ratio", "word", "shown"),
     [
-        (0.849, "Safe", "0.85"),
+        (0.849, "Safe", "0.849"),
         (0.85, "Near the limit", "0.85"),
         (0.999, "Near the limit", "0.999"),
         (1.0, "Near the limit", "1.00"),
