@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kvmodel.errors import ModelError, show
 from kvmodel.fields import Fields
-from kvmodel.shape import Shape
+from kvmodel.shape import MOST_LAYERS, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +35,28 @@ class ExpertKeys:
         fields = shape.fields
         if self.section is not None:
             fields = Fields(fields.section(self.section), aliases={}, defaults={})
-        if not fields.optional_count(self.count, least=0):
+        if not _largest(fields, self.count):
             return None
-        count = fields.count(self.count)
+        count = _largest(fields, self.count) or 0
         sparse_layers = self.sparse_layers(shape)
         if sparse_layers == 0:
             return None
-        return Experts(
-            count=count,
-            per_token=fields.count(self.per_token, most=count),
-            intermediate_size=fields.count(self.intermediate_size),
-            sparse_layers=sparse_layers,
-        )
+        per_token = _largest(fields, self.per_token)
+        if per_token is None:
+            raise ModelError(fields.key(self.per_token), "is missing")
+        if not 1 <= per_token <= count:
+            raise ModelError(fields.key(self.per_token), f"{show(per_token)} is outside 1..{count}")
+        width = _largest(fields, self.intermediate_size)
+        if not width:
+            raise ModelError(fields.key(self.intermediate_size), "is missing")
+        return Experts(count=count, per_token=per_token, intermediate_size=width, sparse_layers=sparse_layers)
+
+
+def _largest(fields: Fields, name: str) -> int | None:
+    """The number, or the largest where there is one per layer (Hunyuan, Ernie) or per modality."""
+    if isinstance(fields.value(name), (list, tuple)):
+        return max(fields.counts(name, least=0))
+    return fields.optional_count(name, least=0)
 
 
 def every_layer(shape: Shape) -> int:
@@ -55,8 +65,16 @@ def every_layer(shape: Shape) -> int:
 
 
 def after_first_dense(shape: Shape) -> int:
-    """DeepSeek: from layer `first_k_dense_replace` on, those whose number `moe_layer_freq` divides."""
-    first = shape.fields.count("first_k_dense_replace", least=0)
+    """As `mlp_layer_types` lists them; else from layer `first_k_dense_replace` on, those `moe_layer_freq` divides.
+
+    `moe_layer_freq` may be a list of 0 and 1 per layer.
+    """
+    kinds = shape.fields.items("mlp_layer_types")
+    if kinds is not None:
+        return sum(1 for kind in kinds[: shape.layers] if kind not in ("dense", "mlp"))
+    if isinstance(shape.fields.value("moe_layer_freq"), (list, tuple)):
+        return sum(shape.flags("moe_layer_freq") or [])
+    first = shape.fields.optional_count("first_k_dense_replace", least=0) or 0
     step = shape.fields.optional_count("moe_layer_freq") or 1
     return sum(1 for index in range(shape.layers) if index >= first and index % step == 0)
 
@@ -66,6 +84,30 @@ def each_sparse_step(shape: Shape) -> int:
     step = shape.fields.optional_count("decoder_sparse_step") or 1
     dense = set(_layer_numbers(shape, "mlp_only_layers") or [])
     return sum(1 for index in range(shape.layers) if (index + 1) % step == 0 and index not in dense)
+
+
+def each_period(shape: Shape) -> int:
+    """Jamba: layers whose number leaves `expert_layer_offset` over `expert_layer_period`."""
+    period = shape.fields.count("expert_layer_period", MOST_LAYERS)
+    offset = shape.fields.count("expert_layer_offset", MOST_LAYERS, least=0)
+    return sum(1 for index in range(shape.layers) if index % period == offset)
+
+
+def ernie_interval(shape: Shape) -> int:
+    """Ernie: each `moe_layer_interval`-th layer from `moe_layer_start_index` to `moe_layer_end_index`."""
+    bounds = []
+    for name, default in (("moe_layer_start_index", 0), ("moe_layer_end_index", shape.layers - 1)):
+        value = shape.fields.value(name)
+        if isinstance(value, (list, tuple)):
+            bounds.append((min if default == 0 else max)(shape.fields.counts(name, MOST_LAYERS, least=0)))
+        elif value == -1:
+            bounds.append(shape.layers - 1)
+        else:
+            given = shape.fields.optional_count(name, MOST_LAYERS, least=0)
+            bounds.append(default if given is None else given)
+    step = shape.fields.optional_count("moe_layer_interval", MOST_LAYERS) or 1
+    last = min(bounds[1], shape.layers - 1)
+    return sum(1 for index in range(bounds[0], last + 1) if (index + 1) % step == 0)
 
 
 def listed_or_interleaved(shape: Shape) -> int:

@@ -7,6 +7,9 @@ from kvmodel.errors import ModelError, show
 LARGEST = 2**40
 """No size, width or length in a model's config is larger; what is, is a mistake or an attack."""
 
+LONGEST_LIST = 20_000
+"""Lists hold one entry per layer at most."""
+
 
 class Fields:
     """A config object with its family's other spellings and the defaults of the family's config class.
@@ -90,7 +93,30 @@ class Fields:
             return None
         if not isinstance(value, (list, tuple)):
             raise self.refuse(name, "is not a list")
+        if len(value) > LONGEST_LIST:
+            raise ModelError(self.key(name), f"has {len(value)} entries, more than {LONGEST_LIST}")
         return list(value)
+
+    def counts(self, name: str, most: int = LARGEST, least: int = 1) -> list[int]:
+        """A list of whole numbers in `least`..`most`, at least one."""
+        values = self.items(name)
+        if not values:
+            raise ModelError(self.key(name), "is missing" if values is None else "is empty")
+        kept: list[int] = []
+        for index, value in enumerate(values):
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise ModelError(f"{self.key(name)}[{index}]", f"{show(value)} is not a number in {least}..{most}")
+            kept.append(value)
+        return kept
+
+    def number(self, name: str, most: float = 1000.0) -> float | None:
+        """A number above 0 and up to `most`, or None where it is absent."""
+        value = self.value(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most:
+            raise self.refuse(name, f"is not a number above 0 and up to {most:g}")
+        return float(value)
 
     def section(self, name: str) -> Mapping[str, object]:
         """A nested object; an empty one where it is absent."""

@@ -8,6 +8,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from kvmodel import ModelError, load_architecture, read_architecture
+from kvmodel.architecture import load_config
 from kvmodel.families import FAMILIES, NOT_MODELLED
 from kvmodel.layers import ChunkedLocalAttention, LatentAttention, SlidingWindowAttention
 
@@ -28,6 +29,7 @@ def test_bytes_of_a_sequence_are_exact(model: KnownModel) -> None:
 def test_a_folder_and_a_file_read_alike(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
     architecture = read_architecture(LLAMA_8B)
+    assert load_config(tmp_path) == load_config(tmp_path / "config.json") == LLAMA_8B
     assert load_architecture(tmp_path) == architecture
     assert load_architecture(str(tmp_path / "config.json")) == architecture
 
