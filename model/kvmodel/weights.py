@@ -1,32 +1,37 @@
-"""Exact weight sizes from safetensors headers; the tensors themselves are never read.
-
-The format: 8 bytes, little-endian, length of the header; the header, a JSON object from tensor name to dtype, shape
-and [begin, end) offsets; the data (https://github.com/huggingface/safetensors, format).
-"""
+"""Exact weight sizes from the headers of safetensors and GGUF files, and one GPU's share of them."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from os import PathLike
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from kvmodel.architecture import Architecture
-from kvmodel.dtypes import safetensors_bits
 from kvmodel.errors import ModelError, show
 from kvmodel.layers import FullAttention, LatentAttention
+from kvmodel.safetensors import Tensor, parse_header, parse_index
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_LARGEST_HEADER_BYTES = 100_000_000
-_LARGEST_INDEX_BYTES = 100_000_000
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-_MOST_DIMENSIONS = 32
+    from kvmodel.gguf import GgufFile
+
+LARGEST_INDEX_BYTES = 100_000_000
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_VOCABULARY_MULTIPLE = 64
+"""vLLM pads the vocabulary to this before sharding it (`vocab_parallel_embedding.py`)."""
+
+_LAYER = r"(?:^|\.)(?:layers|h|blocks|block|blk)\.([0-9]{1,5})\."
+_ENCODER = r"vision|visual|audio|image|vit_|^v\.|^mm\."
+_OUTPUT = r"(?:^|\.)(?:lm_head|embed_out|output)\.[a-z_]+$"
+_EMBEDDING = r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|token_embd|embeddings?)\."
+# Norms, routers and MLA's down-projections are whole on every rank.
+_WHOLE = r"norm|(?:^|\.)ln_|router|mlp\.gate\.|block_sparse_moe\.gate|ffn_gate_inp|kv_a_proj|q_a_proj"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +43,22 @@ class Weights:
     parameters: int
     """Stored elements. Formats that pack several weights into one element have more parameters than this."""
     by_dtype: Mapping[str, int]
-    """Bytes by safetensors dtype."""
+    """Bytes by safetensors dtype or ggml type."""
     tensors: int
     files: tuple[str, ...]
     """File names, in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    name: str
-    dtype: str
-    elements: int
-    begin: int
-    end: int
+    layer_bytes: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Bytes by the language model's layer; empty where the names do not tell."""
+    whole_layer_bytes: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    """The part of `layer_bytes` that tensor parallelism does not cut: norms, routers, projections to a latent."""
+    embedding_bytes: int = 0
+    output_bytes: int = 0
+    """The language-model head where it is stored."""
 
 
 def read_weights(path: str | PathLike[str]) -> Weights:
-    """The weights of one safetensors file, or of a folder: its index's shards, else `model.safetensors`, else all.
+    """The weights of one safetensors or GGUF file, or of a folder: its index's shards, else `model.safetensors`, else
+    all safetensors files.
 
     Raises ModelError naming the file and the field for anything the format does not allow: a missing shard, a wrong
     header length, a truncated file, sizes that contradict dtype and shape, gaps, a tensor in two files.
@@ -67,57 +71,161 @@ def read_weights(path: str | PathLike[str]) -> Weights:
     if given.is_dir():
         files, listed = _files_of(given)
     elif given.is_file():
+        if given.suffix == ".gguf":
+            from kvmodel.gguf import read_gguf
+
+            return weights_of_gguf(read_gguf(given))
         files = [given]
     else:
         raise ModelError("weights", "there is no such file or folder", str(given))
-    total_bytes = parameters = 0
-    by_dtype: dict[str, int] = {}
-    owner: dict[str, Path] = {}
-    for file in files:
-        for tensor in _read_header(file):
-            if tensor.name in owner:
-                raise ModelError(tensor.name, f"is in {owner[tensor.name].name} too", str(file))
-            owner[tensor.name] = file
-            size = tensor.end - tensor.begin
-            total_bytes += size
-            parameters += tensor.elements
-            by_dtype[tensor.dtype] = by_dtype.get(tensor.dtype, 0) + size
-    for name, file_name in listed.items():
-        if name not in owner or owner[name].name != file_name:
-            raise ModelError(name, "is in the index but not in this file", str(given / file_name))
-    return Weights(total_bytes, parameters, MappingProxyType(by_dtype), len(owner), tuple(file.name for file in files))
+    return gather((file.name, str(file), _read_header(file)) for file in files).finish(listed, str(given / INDEX))
 
 
-def weights_bytes_per_gpu(weights: Weights, architecture: Architecture, tp: int = 1) -> int:
-    """Bytes of weights one rank of a tensor-parallel group holds. Exact at `tp` 1, an estimate above.
+def weights_of_gguf(gguf: GgufFile) -> Weights:
+    """The weights of a GGUF model, each tensor with its padding to the file's alignment."""
+    gathered = _Gathered()
+    for tensor in gguf.tensors:
+        padded = -(-tensor.size_bytes // gguf.alignment) * gguf.alignment
+        gathered.add(tensor.name, tensor.type_name, tensor.elements, padded)
+    gathered.files.extend(gguf.files)
+    return gathered.finish({}, "")
 
-    The estimate shards everything evenly and adds what every rank keeps whole: K and V projections where ranks
-    outnumber KV heads (one head each), and MLA's down-projection to the latent. Norms and routers, replicated too,
-    are left out: below 0.1 % of the models looked at. Raises ModelError with field `tp`.
+
+def weights_bytes_per_gpu(
+    weights: Weights, architecture: Architecture, tp: int = 1, *, pp: int = 1, stage: int | None = None
+) -> int:
+    """Bytes of weights one rank loads: of a tensor-parallel group, in one stage of a pipeline (the last by default).
+
+    Layers beyond the architecture's (multi-token prediction) are stored but not loaded, and so is an output that is
+    tied to the embeddings. Embeddings and output are cut after the vocabulary is padded to 64. Every rank keeps whole:
+    norms, routers, MLA's projections to a latent, and one head of K and V where ranks outnumber the KV heads. Where
+    tensor names do not tell layers apart, all is cut evenly. Quantization zeros and scales are cut like their matrix.
+    Raises ModelError with field `tp`, `pp` or `stage`.
     """
     architecture.check_tp(tp)
-    if tp == 1:
-        return weights.total_bytes
+    layers = architecture.num_layers
+    if isinstance(pp, bool) or not isinstance(pp, int) or not 1 <= pp <= layers:
+        raise ModelError("pp", f"{show(pp)} is not a number of stages for {layers} layers")
+    stage = pp - 1 if stage is None else stage
+    if isinstance(stage, bool) or not isinstance(stage, int) or not 0 <= stage < pp:
+        raise ModelError("stage", f"{show(stage)} is not a stage of {pp}")
     bytes_per_element = weights.total_bytes / weights.parameters if weights.parameters else 0.0
+    replicated = _replicated_elements(architecture, tp, bool(weights.whole_layer_bytes)) * bytes_per_element / pp
+    if not weights.layer_bytes:
+        return math.ceil(weights.total_bytes / (tp * pp) + replicated)
+    mine = _stage_layers(layers, pp, stage)
+    stored = sum(weights.layer_bytes.get(index, 0) for index in mine)
+    whole = sum(weights.whole_layer_bytes.get(index, 0) for index in mine)
+    edges = _edge_bytes(weights, architecture, pp, stage, tp)
+    beside = weights.total_bytes - sum(weights.layer_bytes.values()) - weights.embedding_bytes - weights.output_bytes
+    return math.ceil((stored - whole + edges) / tp + whole + replicated + beside / tp)
+
+
+def _edge_bytes(weights: Weights, architecture: Architecture, pp: int, stage: int, tp: int) -> int:
+    """Embeddings on the first stage, output on the last; tied ones are held once, but by both of these stages."""
+    output = 0 if architecture.tied_embeddings else weights.output_bytes
+    held = 0
+    if stage == 0:
+        held += weights.embedding_bytes
+    if stage == pp - 1:
+        held += output if output or pp == 1 else weights.embedding_bytes
+    if tp == 1:
+        return held
+    rows = architecture.vocab_size
+    return held * (-(-rows // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE) // rows
+
+
+def _stage_layers(layers: int, pp: int, stage: int) -> range:
+    """vLLM's `get_pp_indices`: an even cut; what remains goes to the stages before the last, from the back."""
+    counts = [layers // pp] * pp
+    for back in range(layers % pp):
+        counts[pp - 2 - back] += 1
+    begin = sum(counts[:stage])
+    return range(begin, begin + counts[stage])
+
+
+def _replicated_elements(architecture: Architecture, tp: int, latents_known: bool) -> float:
+    """Elements beyond an even share that names alone do not give."""
     replicated = 0.0
     for group in architecture.groups:
         layer = group.layer
         if isinstance(layer, LatentAttention):
             elements = architecture.hidden_size * (layer.kv_lora_rank + layer.qk_rope_head_dim)
-            replicated += group.count * elements * (1 - 1 / tp)
+            replicated += 0 if latents_known else group.count * elements * (1 - 1 / tp)
         elif isinstance(layer, FullAttention) and tp > layer.kv_heads:
             elements = architecture.hidden_size * (layer.head_dim_k + layer.head_dim_v)
             replicated += group.count * elements * (1 - layer.kv_heads / tp)
-    return math.ceil(weights.total_bytes / tp + replicated * bytes_per_element)
+    return replicated
+
+
+class _Gathered:
+    """Tensors added one by one."""
+
+    def __init__(self) -> None:
+        self.files: list[str] = []
+        self.owner: dict[str, str] = {}
+        self._total = self._parameters = self._embedding = self._output = 0
+        self._by_dtype: dict[str, int] = {}
+        self._layers: dict[int, int] = {}
+        self._whole: dict[int, int] = {}
+
+    def add(self, name: str, dtype: str, elements: int, size_bytes: int, file: str = "") -> None:
+        self.owner[name] = file
+        self._total += size_bytes
+        self._parameters += elements
+        self._by_dtype[dtype] = self._by_dtype.get(dtype, 0) + size_bytes
+        if re.search(_ENCODER, name):
+            return
+        layer = re.search(_LAYER, name)
+        if layer is not None:
+            index = int(layer[1])
+            self._layers[index] = self._layers.get(index, 0) + size_bytes
+            if re.search(_WHOLE, name):
+                self._whole[index] = self._whole.get(index, 0) + size_bytes
+        elif re.search(_OUTPUT, name) and "norm" not in name:
+            self._output += size_bytes
+        elif re.search(_EMBEDDING, name) and "norm" not in name:
+            self._embedding += size_bytes
+
+    def finish(self, listed: Mapping[str, str], index_file: str) -> Weights:
+        """All of it; `listed` is what the index promised."""
+        for name, file_name in listed.items():
+            if self.owner.get(name) != file_name:
+                raise ModelError(
+                    name, "is in the index but not in this file", index_file.removesuffix(INDEX) + file_name
+                )
+        return Weights(
+            self._total,
+            self._parameters,
+            MappingProxyType(self._by_dtype),
+            len(self.owner),
+            tuple(self.files),
+            MappingProxyType(self._layers),
+            MappingProxyType(self._whole),
+            self._embedding,
+            self._output,
+        )
+
+
+def gather(files: Iterable[tuple[str, str, list[Tensor]]]) -> _Gathered:
+    """The tensors of several files: (name, path for messages, tensors). A tensor in two of them is refused."""
+    gathered = _Gathered()
+    for name, path, tensors in files:
+        gathered.files.append(name)
+        for tensor in tensors:
+            if tensor.name in gathered.owner:
+                raise ModelError(tensor.name, f"is in {gathered.owner[tensor.name]} too", path)
+            gathered.add(tensor.name, tensor.dtype, tensor.elements, tensor.size_bytes, name)
+    return gathered
 
 
 def _files_of(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    index = folder / _INDEX
+    index = folder / INDEX
     if index.is_file():
         listed = _read_index(index)
         return [folder / name for name in sorted(set(listed.values()))], listed
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE], {}
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE], {}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError("weights", "the folder holds no safetensors file", str(folder))
@@ -127,101 +235,24 @@ def _files_of(folder: Path) -> tuple[list[Path], dict[str, str]]:
 def _read_index(index: Path) -> dict[str, str]:
     try:
         with index.open("rb") as opened:
-            text = opened.read(_LARGEST_INDEX_BYTES + 1)
+            text = opened.read(LARGEST_INDEX_BYTES + 1)
     except OSError as error:
         raise ModelError("index", f"cannot be read: {error.strerror}", str(index)) from error
-    if len(text) > _LARGEST_INDEX_BYTES:
-        raise ModelError("index", f"is larger than {_LARGEST_INDEX_BYTES} bytes", str(index))
-    parsed = _parse_object(text, "index", index)
-    listed = parsed.get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise ModelError("weight_map", "is missing or not an object", str(index))
-    for name, file_name in listed.items():
-        # A shard is a file beside its index; a path would lead out of the folder.
-        if not isinstance(file_name, str) or file_name in ("", ".", "..") or set(file_name) & {"/", "\\", "\0"}:
-            raise ModelError(f"weight_map.{name}", f"{show(file_name)} is not a file name", str(index))
-    return listed
+    if len(text) > LARGEST_INDEX_BYTES:
+        raise ModelError("index", f"is larger than {LARGEST_INDEX_BYTES} bytes", str(index))
+    return parse_index(text, str(index))
 
 
-def _read_header(file: Path) -> list[_Tensor]:
+def _read_header(file: Path) -> list[Tensor]:
     if not file.is_file():
         raise ModelError("weights", "the shard is missing", str(file))
     try:
         with file.open("rb") as opened:
-            size = opened.seek(0, 2)
-            opened.seek(0)
-            prefix = opened.read(8)
-            if len(prefix) < 8:
-                raise ModelError("header length", f"the file has {size} bytes, too few to hold it", str(file))
-            length = int.from_bytes(prefix, "little")
-            if length > _LARGEST_HEADER_BYTES:
-                raise ModelError("header length", f"{length} is above {_LARGEST_HEADER_BYTES}", str(file))
-            if 8 + length > size:
-                raise ModelError("header length", f"{length} is beyond the file's {size} bytes", str(file))
-            text = opened.read(length)
+
+            def read(offset: int, length: int) -> bytes:
+                opened.seek(offset)
+                return opened.read(length)
+
+            return parse_header(read, opened.seek(0, 2), str(file))
     except OSError as error:
         raise ModelError("weights", f"cannot be read: {error.strerror}", str(file)) from error
-    tensors = _tensors_of(_parse_object(text, "header", file), file)
-    _check_layout(tensors, size - 8 - length, file)
-    return tensors
-
-
-def _parse_object(text: bytes, what: str, file: Path) -> dict[str, object]:
-    def no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for name, value in pairs:
-            if name in found:
-                raise ModelError(name, f"stands twice in the {what}", str(file))
-            found[name] = value
-        return found
-
-    try:
-        parsed = json.loads(text, object_pairs_hook=no_duplicates)
-    except RecursionError:
-        raise ModelError(what, "is nested too deeply", str(file)) from None
-    except ValueError as error:
-        raise ModelError(what, f"is not JSON: {error}", str(file)) from None
-    if not isinstance(parsed, dict):
-        raise ModelError(what, "is not an object", str(file))
-    return parsed
-
-
-def _tensors_of(header: dict[str, object], file: Path) -> list[_Tensor]:
-    tensors = []
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if not isinstance(entry, dict):
-            raise ModelError(name, f"{show(entry)} does not describe a tensor", str(file))
-        dtype = entry.get("dtype")
-        bits = safetensors_bits(dtype, str(file))
-        shape = _naturals(entry, name, "shape", file)
-        offsets = _naturals(entry, name, "data_offsets", file)
-        if len(offsets) != 2 or offsets[0] > offsets[1]:
-            raise ModelError(f"{name}.data_offsets", "is not [begin, end]", str(file))
-        elements = math.prod(shape)
-        if elements * bits != (offsets[1] - offsets[0]) * 8:
-            size = offsets[1] - offsets[0]
-            raise ModelError(f"{name}.data_offsets", f"{show(size)} bytes contradict dtype and shape", str(file))
-        tensors.append(_Tensor(name, str(dtype), elements, offsets[0], offsets[1]))
-    return tensors
-
-
-def _naturals(entry: dict[str, object], name: str, key: str, file: Path) -> list[int]:
-    values = entry.get(key)
-    if not isinstance(values, list) or len(values) > _MOST_DIMENSIONS:
-        raise ModelError(f"{name}.{key}", f"{show(values)} is not a short list", str(file))
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-            raise ModelError(f"{name}.{key}", f"{show(value)} is not a size", str(file))
-    return values
-
-
-def _check_layout(tensors: list[_Tensor], data_bytes: int, file: Path) -> None:
-    at = 0
-    for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end)):
-        if tensor.begin != at:
-            raise ModelError(f"{tensor.name}.data_offsets", f"begins at {tensor.begin}, not at {at}", str(file))
-        at = tensor.end
-    if at != data_bytes:
-        raise ModelError("data", f"the file holds {data_bytes} bytes of data, its header describes {at}", str(file))
