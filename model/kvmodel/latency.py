@@ -1,0 +1,190 @@
+"""How long a prefill and a decode step take: compute against memory traffic (the roofline).
+
+A step reads all weights and the cache of its sequences once, and does two operations per active parameter and token,
+plus attention. Two forms: the larger of the two times (they overlap perfectly), and their sum (they do not at all).
+Measured step times of real engines grow linearly in the batch, as the sum does.
+"""
+
+from dataclasses import dataclass
+
+from kvmodel.architecture import Architecture
+from kvmodel.dtypes import kv_dtype as find_kv_dtype
+from kvmodel.errors import ModelError, show
+
+COMPUTE_EFFICIENCY = 0.52
+"""Share of the dense peak a prefill reaches: Qwen3-32B on two H100 under vLLM 0.51 (llm-d), Llama-3.1-8B on two A100
+0.39-0.45 (SageServe); 0.50-0.55 is the range to expect."""
+BANDWIDTH_EFFICIENCY = 0.72
+"""Share of the peak bandwidth a decode reaches: Llama-3.1-8B on H100 0.68 (llm-d's workload variant autoscaler), on
+A100-40GB 0.77."""
+STEP_OVERHEAD_SECONDS = 0.003
+"""Scheduling, launches and sampling of one engine step."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseTime:
+    """One step: what its compute and its memory traffic take each, apart from the fixed overhead."""
+
+    compute_seconds: float
+    memory_seconds: float
+    overhead_seconds: float = 0.0
+
+    @property
+    def sum_seconds(self) -> float:
+        """Additive form: nothing overlaps."""
+        return self.overhead_seconds + self.compute_seconds + self.memory_seconds
+
+    @property
+    def max_seconds(self) -> float:
+        """Roofline: compute and traffic overlap, the slower one remains."""
+        return self.overhead_seconds + max(self.compute_seconds, self.memory_seconds)
+
+    @property
+    def bound(self) -> str:
+        """`compute` or `memory`: which side takes longer."""
+        return "compute" if self.compute_seconds > self.memory_seconds else "memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Times of a batch of equal requests."""
+
+    prefill: PhaseTime
+    decode: PhaseTime
+    """The step at full context, the slowest."""
+
+    @property
+    def ttft_seconds(self) -> float:
+        """Time to first token without queueing: the prefill, additive form."""
+        return self.prefill.sum_seconds
+
+    @property
+    def tpot_seconds(self) -> float:
+        """Time per output token while no prefill runs beside it: one decode step, additive form."""
+        return self.decode.sum_seconds
+
+
+def phase_time(
+    *,
+    flop: float,
+    traffic_bytes: float,
+    flop_per_second: float,
+    bytes_per_second: float,
+    compute_efficiency: float = 1.0,
+    bandwidth_efficiency: float = 1.0,
+    overhead_seconds: float = 0.0,
+) -> PhaseTime:
+    """Time of `flop` operations and `traffic_bytes` of traffic on a device of these peaks.
+
+    Raises ModelError naming the argument at fault.
+    """
+    for name, value in (("flop_per_second", flop_per_second), ("bytes_per_second", bytes_per_second)):
+        _check(name, value, least=0, above=True)
+    for name, value in (("flop", flop), ("traffic_bytes", traffic_bytes), ("overhead_seconds", overhead_seconds)):
+        _check(name, value, least=0)
+    for name, value in (
+        ("compute_efficiency", compute_efficiency),
+        ("bandwidth_efficiency", bandwidth_efficiency),
+    ):
+        _check(name, value, least=0, above=True)
+        if value > 1:
+            raise ModelError(name, f"{show(value)} is above 1")
+    return PhaseTime(
+        flop / (flop_per_second * compute_efficiency),
+        traffic_bytes / (bytes_per_second * bandwidth_efficiency),
+        overhead_seconds,
+    )
+
+
+def estimate_latency(
+    architecture: Architecture,
+    *,
+    active_parameters: int,
+    weights_bytes_per_gpu: int,
+    flop_per_second: float,
+    bytes_per_second: float,
+    prompt_tokens: int,
+    context_tokens: int | None = None,
+    batch: int = 1,
+    kv_dtype: str = "auto",
+    tp: int = 1,
+    cached_tokens: int = 0,
+    compute_efficiency: float = COMPUTE_EFFICIENCY,
+    bandwidth_efficiency: float = BANDWIDTH_EFFICIENCY,
+    overhead_seconds: float = STEP_OVERHEAD_SECONDS,
+) -> Latency:
+    """Prefill and decode of `batch` requests of `prompt_tokens`, decoding at `context_tokens` (the prompt if absent).
+
+    Peaks are one GPU's; work is cut over `tp`, whose communication is not modelled. `active_parameters` are those one
+    token passes through; of a mixture of experts a batch may touch more weights than these, up to all, which
+    `weights_bytes_per_gpu` counts. `cached_tokens` of each prompt come from a prefix cache. Raises ModelError naming
+    the argument at fault.
+    """
+    context = prompt_tokens if context_tokens is None else context_tokens
+    for name, value, least in (
+        ("active_parameters", active_parameters, 1),
+        ("weights_bytes_per_gpu", weights_bytes_per_gpu, 0),
+        ("prompt_tokens", prompt_tokens, 1),
+        ("context_tokens", context, 1),
+        ("batch", batch, 1),
+        ("cached_tokens", cached_tokens, 0),
+    ):
+        _check_count(name, value, least)
+    if cached_tokens >= prompt_tokens:
+        raise ModelError("cached_tokens", f"{show(cached_tokens)} leaves nothing of {prompt_tokens} prompt tokens")
+    new_tokens = prompt_tokens - cached_tokens
+    per_pair = _attention_flop_per_pair(architecture)
+    # Each new token attends to what is kept before it; half the new ones on average.
+    pairs = new_tokens * (
+        _kept_layer_tokens(architecture, cached_tokens) + _kept_layer_tokens(architecture, prompt_tokens)
+    )
+    prefill_flop = batch * (2 * active_parameters * new_tokens + per_pair * pairs / 2)
+    decode_flop = batch * (2 * active_parameters + per_pair * _kept_layer_tokens(architecture, context))
+    cache_read = architecture.bytes_at(cached_tokens, kv_dtype, tp)
+    cache_written = architecture.bytes_at(prompt_tokens, kv_dtype, tp)
+
+    def step(flop: float, cache_bytes: float) -> PhaseTime:
+        return phase_time(
+            flop=flop / tp,
+            traffic_bytes=weights_bytes_per_gpu + batch * cache_bytes,
+            flop_per_second=flop_per_second,
+            bytes_per_second=bytes_per_second,
+            compute_efficiency=compute_efficiency,
+            bandwidth_efficiency=bandwidth_efficiency,
+            overhead_seconds=overhead_seconds,
+        )
+
+    decode = step(decode_flop, architecture.bytes_at(context, kv_dtype, tp))
+    return Latency(step(prefill_flop, cache_read + cache_written), decode)
+
+
+def _attention_flop_per_pair(architecture: Architecture) -> float:
+    """Operations of one layer for one (query, key) pair: two per element of the score and of the weighted sum."""
+    if architecture.v_head_dim is not None and architecture.qk_nope_head_dim is not None:
+        width = architecture.qk_nope_head_dim + (architecture.rotary_dim or 0) + architecture.v_head_dim
+    else:
+        width = 2 * architecture.head_dim
+    return 2.0 * architecture.num_attention_heads * width
+
+
+def _kept_layer_tokens(architecture: Architecture, tokens: int) -> float:
+    """Tokens kept for attention at this length, summed over the layers; layers of constant state keep none."""
+    kv = find_kv_dtype("auto", architecture.dtype)
+    kept = 0.0
+    for group in architecture.groups:
+        token_bytes = group.layer.token_bytes(kv, 1)
+        if token_bytes:
+            grown = group.layer.bytes_at(tokens, kv, 1) - group.layer.state_bytes(kv, 1)
+            kept += group.count * grown / token_bytes
+    return kept
+
+
+def _check(name: str, value: float, least: float, above: bool = False) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (value > least if above else value >= least) or value > 1e30:
+        raise ModelError(name, f"{show(value)} is not a number {'above' if above else 'of at least'} {least}")
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**60:
+        raise ModelError(name, f"{show(value)} is not a whole number of at least {least}")
