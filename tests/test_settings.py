@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from kvgauge.settings import Settings, SettingsError, load, to_toml
+from kvgauge.complaints import InputError
+from kvgauge.settings import Settings, load, to_toml
 
 
 def settings(*arguments: str, environ: dict[str, str] | None = None) -> Settings:
@@ -10,7 +11,7 @@ def settings(*arguments: str, environ: dict[str, str] | None = None) -> Settings
 
 
 def complaint(*arguments: str, environ: dict[str, str] | None = None) -> str:
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(InputError) as error:
         load(arguments, environ or {})
     assert "\n" not in str(error.value)
     return str(error.value)

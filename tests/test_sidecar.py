@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 import urllib.error
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,33 @@ def test_routes() -> None:
             running.get("/nothing")
         assert missing.value.code == 404
         missing.value.close()
+
+
+def test_the_planner_answers_over_http() -> None:
+    config = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
+    config |= {"intermediate_size": 128, "vocab_size": 100, "max_position_embeddings": 64}
+    with serving({"/metrics": page(CAPTURE)}) as url, sidecar("--engine-url", url) as running:
+
+        def post(body: bytes) -> tuple[int, dict[str, object]]:
+            with closing(http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=5)) as connection:
+                connection.request("POST", "/v1/plan", body)
+                answer = connection.getresponse()
+                return answer.status, json.loads(answer.read())
+
+        code, result = post(json.dumps({"config": config, "available_kv_bytes": 1 << 20}).encode())
+        assert (code, result["error"]) == (200, None)
+        assert isinstance(result["ideal"], dict)
+        assert result["ideal"]["growth_bytes_per_token"] == 2 * 4 * 16 * 2 * 2
+        code, result = post(json.dumps({"config": config, "tp": 0}).encode())
+        assert (code, result["error"]["field"]) == (422, "tp")  # type: ignore[index]
+        assert post(b"{")[0] == 422
+        assert post(b"[]")[0] == 422
+        assert post(b'{"model": "/etc"}')[0] == 422
+        with closing(http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=5)) as connection:
+            connection.putrequest("POST", "/v1/plan")
+            connection.putheader("Content-Length", "2000000")
+            connection.endheaders()
+            assert connection.getresponse().status == 413
 
 
 def test_answers_on_a_kept_alive_connection_do_not_wait_for_acknowledgements() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 ROLES = {
     "sidecar": ("kvgauge.sidecar", "watch the engine and the GPU of this pod; serve metrics and advice"),
+    "plan": ("kvgauge.planner", "what a model needs and what an engine makes of it, offline"),
     "demo": ("kvgauge.demo", "the sidecar on an embedded engine: no GPU, no cluster, no download"),
 }
 

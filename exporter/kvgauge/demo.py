@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kvgauge import __version__
+from kvgauge.complaints import InputError, OneLineParser, fail
 from kvgauge.observe.records import GpuReading
-from kvgauge.settings import OneLineParser, Settings, SettingsError, fail, validated
+from kvgauge.settings import Settings, validated
 from kvgauge.sidecar import run
 from kvgauge.simulate.model_folder import write_model_folder
 from kvgauge.simulate.serving import EmbeddedEngine
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
                     }
                 )
                 _run(settings, EmbeddedDevices(engine), flags.seconds, as_json=flags.json)
-    except SettingsError as error:
+    except InputError as error:
         fail(str(error))
 
 

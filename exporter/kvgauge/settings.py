@@ -1,31 +1,27 @@
 """The sidecar's settings: one validated model, filled from flags, `KVGAUGE_*` variables and a TOML file.
 
-A flag wins over a variable, a variable over the file. Anything wrong is one `SettingsError` that names the field.
+A flag wins over a variable, a variable over the file. Anything wrong is one `InputError` that names the field.
 """
 
 import argparse
 import json
 import os
 import re
-import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
+from kvgauge.complaints import InputError, OneLineParser
 from kvgauge.observe.engines import NAMES
 
 ENVIRONMENT_PREFIX = "KVGAUGE_"
 MAX_CONFIG_BYTES = 1024 * 1024
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)?")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
-
-
-class SettingsError(Exception):
-    """A setting that cannot be used. The message is one line and names the field and the value."""
 
 
 def _seconds(value: object) -> object:
@@ -95,15 +91,8 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse, with its complaints as SettingsError instead of a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(message)
-
-
 def load(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> tuple[Settings, bool]:
-    """(settings, whether they are only to be printed). Raises SettingsError; `--help` exits 0."""
+    """(settings, whether they are only to be printed). Raises InputError; `--help` exits 0."""
     flags = vars(_parser().parse_args(arguments))
     print_config = bool(flags.pop("print_config", False))
     config = flags.pop("config", None) or environ.get(ENVIRONMENT_PREFIX + "CONFIG")
@@ -112,11 +101,11 @@ def load(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> t
 
 
 def validated(values: Mapping[str, Any]) -> Settings:
-    """Settings from plain values. Raises SettingsError."""
+    """Settings from plain values. Raises InputError."""
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(_first_line(error)) from None
+        raise InputError(_first_line(error)) from None
 
 
 def to_toml(settings: Settings) -> str:
@@ -167,13 +156,13 @@ def _from_file(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             body = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
-        raise SettingsError(f"config: {path}: {error.strerror}") from None
+        raise InputError(f"config: {path}: {error.strerror}") from None
     if len(body) > MAX_CONFIG_BYTES:
-        raise SettingsError(f"config: {path}: larger than {MAX_CONFIG_BYTES} bytes")
+        raise InputError(f"config: {path}: larger than {MAX_CONFIG_BYTES} bytes")
     try:
         return tomllib.loads(body.decode())
     except (ValueError, RecursionError) as error:
-        raise SettingsError(f"config: {path}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"config: {path}: {str(error).splitlines()[0]}") from None
 
 
 def _first_line(error: ValidationError) -> str:
@@ -185,9 +174,3 @@ def _first_line(error: ValidationError) -> str:
     if name == "engine_api_key":
         return f"{name}: {message}"
     return f"{name}: {message}, got {str(first['input'])[:100]!r}"
-
-
-def fail(message: str) -> NoReturn:
-    """Ends the program over bad input: one line on stderr, exit code 2."""
-    print(f"kvgauge: {message}", file=sys.stderr)  # noqa: T201
-    raise SystemExit(2)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from kvgauge import __version__
 from kvgauge.advise import History, advise
 from kvgauge.assess import EngineFlags, assess
+from kvgauge.complaints import InputError, fail
 from kvgauge.logs import logger, set_up
 from kvgauge.observe.engine import EngineSource
 from kvgauge.observe.fetching import Endpoint
@@ -20,7 +21,7 @@ from kvgauge.observe.watching import Source
 from kvgauge.publish.board import Board
 from kvgauge.publish.families import Snapshot
 from kvgauge.publish.listening import bind
-from kvgauge.settings import NOT_USED_YET, Settings, SettingsError, fail, load, to_toml
+from kvgauge.settings import NOT_USED_YET, Settings, load, to_toml
 
 # The tick must not hold the interpreter for longer than a scrape can wait: the default of 5 ms would show in its p99.
 _SWITCH_SECONDS = 0.0005
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the sidecar until SIGTERM or SIGINT."""
     try:
         settings, print_config = load(arguments)
-    except SettingsError as error:
+    except InputError as error:
         fail(str(error))
     if print_config:
         sys.stdout.write(to_toml(settings))

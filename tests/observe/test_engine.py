@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ CAPTURE = (Path(__file__).parent.parent / "captures/vllm/0.32.0/smallcache_under
 TIMEOUT_SECONDS = 0.5
 
 
-def source(url: str, kind: str = "auto", api_key: str | None = None) -> EngineSource:
-    return EngineSource(Endpoint(url, timeout_seconds=TIMEOUT_SECONDS, api_key=api_key), kind)
+@contextmanager
+def source(url: str, kind: str = "auto", api_key: str | None = None) -> Iterator[EngineSource]:
+    with closing(EngineSource(Endpoint(url, timeout_seconds=TIMEOUT_SECONDS, api_key=api_key), kind)) as engine:
+        yield engine
 
 
 @pytest.fixture
@@ -30,10 +33,10 @@ def over() -> Iterator[threading.Event]:
 
 
 def reason(behaviour: Behaviour, kind: str = "auto") -> str:
-    with serving({"/metrics": behaviour}) as url:
+    with serving({"/metrics": behaviour}) as url, source(url, kind) as engine:
         began = time.monotonic()
         with pytest.raises(SourceError) as failure:
-            source(url, kind).read()
+            engine.read()
         assert time.monotonic() - began < 3
         assert "\n" not in failure.value.message
         return failure.value.reason
@@ -41,17 +44,17 @@ def reason(behaviour: Behaviour, kind: str = "auto") -> str:
 
 def test_a_page_is_read_with_its_side_pages() -> None:
     models = b'{"data": [{"id": "tiny", "root": "/models/tiny", "max_model_len": 2048}]}'
-    with serving(
-        {"/metrics": page(CAPTURE), "/version": page(b'{"version": "0.32.0"}'), "/v1/models": page(models)}
-    ) as url:
-        reading = source(url).read()
+    routes = {"/metrics": page(CAPTURE), "/version": page(b'{"version": "0.32.0"}'), "/v1/models": page(models)}
+    with serving(routes) as url, source(url) as engine:
+        reading = engine.read()
     assert (reading.engine, reading.version, reading.model_path) == ("vllm", "0.32.0", "/models/tiny")
     assert reading.ranks[0].used_blocks == 167
 
 
 def test_side_pages_that_are_refused_cost_only_their_facts() -> None:
-    with serving({"/metrics": page(CAPTURE), "/version": page(b"<html>"), "/v1/models": status(401)}) as url:
-        reading = source(url).read()
+    routes = {"/metrics": page(CAPTURE), "/version": page(b"<html>"), "/v1/models": status(401)}
+    with serving(routes) as url, source(url) as engine:
+        reading = engine.read()
     assert (reading.version, reading.model_path, reading.max_model_len) == (None, None, 2048)
     assert set(reading.missing) == {"version", "model_path"}
 
@@ -63,8 +66,8 @@ def test_the_key_is_sent_and_nothing_is_asked_for_compressed() -> None:
         seen.append(dict(exchange.headers))
         page(CAPTURE)(exchange)
 
-    with serving({"/metrics": look}) as url:
-        source(url, api_key="secret").read()
+    with serving({"/metrics": look}) as url, source(url, api_key="secret") as engine:
+        engine.read()
     assert seen[0]["Authorization"] == "Bearer secret"
     assert seen[0]["Accept-Encoding"] == "identity"
 
@@ -72,8 +75,8 @@ def test_the_key_is_sent_and_nothing_is_asked_for_compressed() -> None:
 def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(SourceError) as failure:
-        source(f"http://127.0.0.1:{port}").read()
+    with source(f"http://127.0.0.1:{port}") as engine, pytest.raises(SourceError) as failure:
+        engine.read()
     assert failure.value.reason == "refused"
 
 
@@ -129,14 +132,14 @@ def test_a_broken_connection() -> None:
 
 
 def test_deep_json_costs_only_its_facts() -> None:
-    with serving({"/metrics": page(CAPTURE), "/version": page(b"[" * 200_000)}) as url:
-        assert source(url).read().version is None
+    routes = {"/metrics": page(CAPTURE), "/version": page(b"[" * 200_000)}
+    with serving(routes) as url, source(url) as engine:
+        assert engine.read().version is None
 
 
 def test_recovery_reads_the_side_pages_anew() -> None:
     routes: dict[str, Behaviour] = {"/metrics": page(CAPTURE), "/version": page(b'{"version": "0.31.0"}')}
-    with serving(routes) as url:
-        engine = source(url)
+    with serving(routes) as url, source(url) as engine:
         assert engine.read().version == "0.31.0"
         routes["/version"] = page(b'{"version": "0.32.0"}')
         assert engine.read().version == "0.31.0"

@@ -1,5 +1,7 @@
 """One pure function from facts to judgement: predicted against actual, and what is wasted."""
 
+import math
+import re
 from dataclasses import dataclass, replace
 
 from kvgauge.assess.records import Assessment, ComponentPrediction, GpuAssessment, PoolAssessment, Waste
@@ -30,7 +32,8 @@ def assess(observation: Observation, flags: EngineFlags) -> Assessment:
     prediction = None
     if engine is not None and model is not None and tp is not None:
         prediction = _predict(engine, model, gpus, replace(flags, tp=tp), missing)
-    pools = () if engine is None else tuple(_pool(rank, engine, model, tp, prediction) for rank in engine.ranks)
+    flags = replace(flags, tp=tp)
+    pools = () if engine is None else tuple(_pool(rank, engine, model, flags, prediction) for rank in engine.ranks)
     return Assessment(
         observation=observation,
         tp=tp,
@@ -66,7 +69,7 @@ def _predict(
                 weights_bytes_per_gpu=weights_bytes_per_gpu(model.weights, model.architecture, tp),
                 gpu_total_bytes=min(totals),
                 gpu_memory_utilization=engine.gpu_memory_utilization,
-                engine_version=engine.version,
+                engine_version=_release(engine.version),
                 tp=tp,
                 max_model_len=engine.max_model_len,
                 max_num_seqs=flags.max_num_seqs,
@@ -83,11 +86,11 @@ def _pool(
     rank: RankReading,
     engine: EngineReading,
     model: ModelReading | None,
-    tp: int | None,
+    flags: EngineFlags,
     prediction: MemoryPrediction | None,
 ) -> PoolAssessment:
     missing = dict(rank.missing)
-    per_token, per_request = _bytes_per_token(model, engine, tp, missing)
+    per_token, per_request = _bytes_per_token(model, engine, flags.tp, missing)
     live_tokens, method = rank.live_tokens, "measured" if rank.live_tokens is not None else None
     waste: list[Waste] = []
     tail_tokens = _expected_tail_tokens(rank, model)
@@ -108,7 +111,7 @@ def _pool(
         state_bytes_per_request=per_request,
         block_tokens=rank.block_tokens,
         capacity_tokens=rank.capacity_tokens,
-        predicted_capacity_tokens=_predicted_capacity(rank, engine, model, tp, prediction, missing),
+        predicted_capacity_tokens=_predicted_capacity(rank, engine, model, flags, prediction, missing),
         active_tokens=rank.active_tokens,
         reclaimable_tokens=rank.reclaimable_tokens,
         free_tokens=rank.free_tokens,
@@ -131,7 +134,8 @@ def _bytes_per_token(
         constant = architecture.window_bytes_per_sequence(kv_dtype, tp) + architecture.state_bytes_per_sequence(
             kv_dtype, tp
         )
-        return architecture.growth_bytes_per_token(kv_dtype, tp), constant
+        # Compressed caches add a fraction of a byte; a token is never promised for less than it takes.
+        return math.ceil(architecture.growth_bytes_per_token(kv_dtype, tp)), constant
     except ModelError as error:
         missing["kv_bytes_per_token"] = str(error)
         return None, None
@@ -154,13 +158,13 @@ def _predicted_capacity(
     rank: RankReading,
     engine: EngineReading,
     model: ModelReading | None,
-    tp: int | None,
+    flags: EngineFlags,
     prediction: MemoryPrediction | None,
     missing: dict[str, str],
 ) -> int | None:
     """Slots that the pool should have: from the blocks or bytes asked for by flag, else from the predicted pool."""
     kv_bytes = engine.kv_cache_bytes or (prediction.kv_pool.expected_bytes if prediction is not None else None)
-    blocks = engine.num_blocks_override
+    blocks, tp = engine.num_blocks_override, flags.tp
     if model is None or tp is None or engine.max_model_len is None or not rank.block_tokens:
         missing["predicted_capacity_tokens"] = "the architecture, parallelism, block size or max_model_len is not known"
     elif kv_bytes is None and blocks is None:
@@ -175,10 +179,19 @@ def _predicted_capacity(
                 max_model_len=engine.max_model_len,
                 kv_dtype=engine.kv_dtype or "auto",
                 tp=tp,
+                engine_version=_release(engine.version),
+                max_num_batched_tokens=flags.max_num_batched_tokens,
+                prefix_caching=engine.prefix_caching,
             ).capacity_tokens
         except ModelError as error:
             missing["predicted_capacity_tokens"] = str(error)
     return None
+
+
+def _release(version: str | None) -> str | None:
+    """A version whose rules can be looked up. A development build calls itself 0.1.dev: the newest rules are meant."""
+    match = re.match(r"v?0\.(\d+)", version or "")
+    return None if match is None or int(match[1]) < 6 else version
 
 
 def _gpu(gpu: GpuReading, prediction: MemoryPrediction | None, pools: tuple[PoolAssessment, ...]) -> GpuAssessment:

@@ -1,10 +1,12 @@
 """The HTTP side: hands out what is pinned on the board, computes nothing."""
 
+import asyncio
+import json
 from importlib import resources
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
 
 from kvgauge import __version__
@@ -19,6 +21,7 @@ from kvgauge.publish.views import (
 )
 
 _STALE: dict[int | str, dict[str, Any]] = {503: {"description": "No tick was finished lately."}}
+_MAX_CASE_BYTES = 1024 * 1024
 _OPENMETRICS = "application/openmetrics-text"
 # Pages of our own may run their inline script and ask this server, nothing else.
 _PAGE_HEADERS = {
@@ -43,6 +46,7 @@ def create_app(board: Board) -> FastAPI:
     )
     app.include_router(_for_machines(board))
     app.include_router(_api(board))
+    app.include_router(_planner())
     app.include_router(_pages())
     return app
 
@@ -104,6 +108,47 @@ def _api(board: Board) -> APIRouter:
         return board.history()
 
     return router
+
+
+def _planner() -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["api"])
+
+    @router.post("/plan", responses={413: {}, 422: {}})
+    async def plan_a_case(request: Request) -> JSONResponse:
+        """The capacity planner: one case in, as `kvgauge plan --batch` takes it, its result out.
+
+        The model comes as an inline `config`; paths are refused, since they would be this container's. 422 with the
+        planner's own `error` for a bad case.
+        """
+        # Only who plans pays for the planner's import.
+        from kvmodel.plan import plan
+
+        body = await _bounded_body(request)
+        try:
+            case = json.loads(body)
+        except (ValueError, RecursionError):
+            raise HTTPException(422, "the body is not JSON") from None
+        if not isinstance(case, dict):
+            raise HTTPException(422, "the body is not a JSON object")
+        if "config" not in case and case.get("model") is not None:
+            raise HTTPException(422, "model: a path is not taken here; send the model's config inline as config")
+        result = await asyncio.to_thread(plan, case)
+        return JSONResponse(result, 422 if result["error"] else 200)
+
+    return router
+
+
+async def _bounded_body(request: Request) -> bytes:
+    too_large = HTTPException(413, f"the body is larger than {_MAX_CASE_BYTES} bytes")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > _MAX_CASE_BYTES:
+        raise too_large
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_CASE_BYTES:
+            raise too_large
+    return body
 
 
 def _pages() -> APIRouter:
