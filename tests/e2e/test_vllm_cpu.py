@@ -156,15 +156,26 @@ def test_every_figure_follows_the_engine_through_queueing_and_preemption(engine:
     check_sum(page)
 
 
-def uneven_jobs() -> list[Job]:
-    """Eight requests that fit together, of lengths that share no remainder of the block size."""
-    return [random_job(150 + 13 * index, 450, seed=1000 + index) for index in range(8)]
+def uneven_jobs(seed: int) -> list[Job]:
+    """Four requests that fit together and run long, of lengths that share no remainder of the block size."""
+    return [random_job(150 + 13 * index, 1300, seed=seed + index) for index in range(4)]
 
 
 def test_the_tokens_held_are_estimated_between_what_they_can_be(engine: VllmServer, sidecar: Sidecar) -> None:
+    errors: list[float] = []
+    for attempt in range(8):
+        errors += estimate_errors(engine, sidecar, uneven_jobs(1000 * (attempt + 1)))
+        # A busy machine leaves time for a look or two in the seconds that one load takes.
+        if len(errors) >= 3:
+            break
+    assert len(errors) >= 3
+    assert sum(errors) / len(errors) < 0.05
+
+
+def estimate_errors(engine: VllmServer, sidecar: Sidecar, jobs: list[Job]) -> list[float]:
+    """Relative errors of the live-token estimate while `jobs` run, at moments where the truth is known exactly."""
     quiet(engine, sidecar)
     idle = engine.figures()
-    jobs = uneven_jobs()
     errors: list[float] = []
     with Load(engine.url, MODEL_NAME, jobs) as load:
         for _, still in moments_of(engine, sidecar, load, 0.05):
@@ -184,8 +195,7 @@ def test_the_tokens_held_are_estimated_between_what_they_can_be(engine: VllmServ
             assert 0 < waste <= most_tail * still.page.number("kvgauge_kv_bytes_per_token")
             errors.append(abs(live - truth) / truth)
     assert engine.figures().preemptions_total == idle.preemptions_total
-    assert len(errors) >= 3
-    assert sum(errors) / len(errors) < 0.05
+    return errors
 
 
 def test_a_killed_engine_becomes_missing_and_a_restarted_one_is_found_again(
@@ -196,9 +206,8 @@ def test_a_killed_engine_becomes_missing_and_a_restarted_one_is_found_again(
         until(lambda: sidecar.page().number("kvgauge_kv_tokens", state="active") > 0, 30, "blocks in use")
         killed_at = time.monotonic()
         engine.kill()
-
-    until(lambda: sidecar.page().value("kvgauge_source_up", source="engine") == 0, 5, "the engine seen as down")
-    assert time.monotonic() - killed_at <= 2.0
+        until(lambda: sidecar.page().value("kvgauge_source_up", source="engine") == 0, 5, "the engine seen as down")
+        assert time.monotonic() - killed_at <= 2.0
 
     def kv_series() -> list[str]:
         page = sidecar.page()
