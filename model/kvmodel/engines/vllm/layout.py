@@ -68,8 +68,8 @@ class Layout:
     specs: tuple[Spec, ...]
     blocks: tuple[int, ...]
     """The decoder layer of each; drafts come after the last one of the target."""
-    token_bytes: float
-    """Bytes of one token in all layers while it is kept."""
+    token_bytes: dict[int, float]
+    """Bytes of one token while it is kept, by decoder layer."""
     block_tokens: int
     """`cache_config.block_size`."""
 
@@ -90,14 +90,14 @@ def layout(architecture: Architecture, terms: Terms, drafts: Sequence[Layer] = (
     known: dict[Layer, tuple[tuple[Spec, ...], float]] = {}
     specs: list[Spec] = []
     blocks: list[int] = []
-    token_bytes = 0.0
+    token_bytes: dict[int, float] = {}
     for place, layer in caches:
         found = known.get(layer)
         if found is None:
             found = known[layer] = _specs(layer, architecture, terms, sizes), layer.token_bytes(terms.kv, terms.tp)
         specs += found[0]
         blocks += [place] * len(found[0])
-        token_bytes += found[1]
+        token_bytes[place] = token_bytes.get(place, 0) + found[1]
     return Layout(tuple(specs), tuple(blocks), token_bytes, sizes.block_tokens)
 
 

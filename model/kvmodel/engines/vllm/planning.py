@@ -12,8 +12,8 @@ from kvmodel.engines.vllm.layout import Layout, Terms, layout
 from kvmodel.engines.vllm.profiles import Profile, profile_of
 from kvmodel.engines.vllm.scheduling import Batches, batches, batches_in_flight
 from kvmodel.engines.vllm.specs import CHUNKED, CROSS, SLIDING, SLIDING_LATENT, STATE, UNIFORM, Demand
-from kvmodel.engines.vllm.stages import widest_stage
-from kvmodel.engines.vllm.tables import Gathered, bytes_per_block
+from kvmodel.engines.vllm.stages import WidestStage, widest_stage
+from kvmodel.engines.vllm.tables import Gathered
 from kvmodel.errors import ModelError, show
 from kvmodel.layers import ChunkedLocalAttention, IndexKeys, LatentAttention, Layer
 
@@ -29,7 +29,7 @@ class _Pool:
 
     groups: list[Gathered]
     held: list[int]
-    bytes_per_block: int
+    widest: WidestStage
     blocks: int
     block_tokens: int
 
@@ -101,7 +101,7 @@ def plan(
     pool = _pool(groups, demand, described, architecture, profile, pp, kv_bytes, num_blocks)
     if batch.assumed and max_in_flight_tokens is None and _depends_on_batches(pool, demand):
         warnings.append(f"max_num_batched_tokens is not known: {batch.max_num_batched_tokens} assumed")
-    return _result(profile, pool, described, demand, batch, max_num_seqs, warnings)
+    return _result(profile, pool, demand, batch, max_num_seqs, warnings)
 
 
 def _length(architecture: Architecture, max_model_len: int | None) -> int:
@@ -180,15 +180,12 @@ def _pool(
     kv_bytes: int | None,
     num_blocks: int | None,
 ) -> _Pool:
-    size = (
-        bytes_per_block(groups, profile.packing)
-        if pp == 1
-        else widest_stage(groups, described.blocks, architecture.num_layers, pp, profile.packing)
-    )
-    # The engine names kinds that keep everything first in its logs of hybrids.
+    widest = widest_stage(groups, described, architecture.num_layers, pp, profile.packing)
+    # Groups that keep everything stand first, whatever comes first in the model.
     ordered = sorted(groups, key=lambda group: not group.members[0].spec.is_full)
     held = [group.blocks(demand) for group in ordered]
-    return _Pool(ordered, held, size, _num_blocks(size, kv_bytes, num_blocks), described.block_tokens)
+    blocks = _num_blocks(widest.bytes_per_block, kv_bytes, num_blocks)
+    return _Pool(ordered, held, widest, blocks, described.block_tokens)
 
 
 def _num_blocks(bytes_per_block: int, kv_bytes: int | None, num_blocks: int | None) -> int:
@@ -211,7 +208,6 @@ def _depends_on_batches(pool: _Pool, demand: Demand) -> bool:
 def _result(
     profile: Profile,
     pool: _Pool,
-    described: Layout,
     demand: Demand,
     batch: Batches,
     max_num_seqs: int | None,
@@ -221,17 +217,16 @@ def _result(
     usable = pool.blocks - 1 if profile.counts_null_block else pool.blocks
     if usable < sum(pool.held):
         warnings.append(f"vLLM does not start: one request of {demand.max_model_len} tokens does not fit")
-    rows = described.token_bytes
     return EnginePlan(
         engine="vllm",
         profile=profile.name,
         block_tokens=_block_tokens(pool),
-        bytes_per_block=pool.bytes_per_block,
+        bytes_per_block=pool.widest.bytes_per_block,
         num_blocks=pool.blocks,
         capacity_tokens=_capacity(profile, pool, concurrency, demand),
         max_concurrency=concurrency,
-        kv_bytes_per_token_per_gpu=round(rows),
-        pool_bytes=pool.blocks * pool.bytes_per_block,
+        kv_bytes_per_token_per_gpu=round(pool.widest.bytes_per_token),
+        pool_bytes=pool.blocks * pool.widest.bytes_per_block,
         groups=tuple(_view(group, held, pool) for group, held in zip(pool.groups, pool.held, strict=True)),
         max_requests=max_num_seqs or batch.max_num_seqs,
         limit="max_num_seqs" if batch.max_num_seqs is not None and concurrency > batch.max_num_seqs else "kv",
@@ -275,7 +270,7 @@ def _view(group: Gathered, held: int, pool: _Pool) -> PlanGroup:
         layers=group.layers,
         block_tokens=None if kind == "state" else spec.block_tokens,
         page_bytes=group.page_bytes,
-        block_bytes=pool.bytes_per_block,
+        block_bytes=pool.widest.bytes_per_block,
         window_tokens=spec.span if kind in {"window", "chunk"} else None,
         blocks_per_request=held,
     )

@@ -65,15 +65,11 @@ def batches(
     return Batches(tokens, seqs or min(usual[1], tokens), False)
 
 
-def batches_in_flight(profile: Profile, async_scheduling: bool | None, pp: int, *, drafts: bool = False) -> int:
-    """Batches in flight at once, as far as this version's window reserve counts them.
-
-    `drafts` is kept for methods async scheduling does not know; those of EAGLE and MTP it does.
-    """
+def batches_in_flight(profile: Profile, async_scheduling: bool | None, pp: int) -> int:
+    """Batches in flight at once, as far as this version's window reserve counts them."""
     if not profile.counts_in_flight:
         return 1
-    overlapped = profile.async_scheduling and not drafts if async_scheduling is None else async_scheduling
-    # Since 0.24 the second model runner overlaps with a pipeline too.
+    overlapped = profile.async_scheduling if async_scheduling is None else async_scheduling
     if pp == 1:
         return 2 if overlapped else 1
     return pp + 1 if overlapped and profile.async_with_pipeline else pp

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kvmodel.engines.contract import whole
+from kvmodel.engines.vllm.layout import Layout
 from kvmodel.engines.vllm.tables import Gathered, bytes_per_block
 from kvmodel.errors import ModelError
 
@@ -18,12 +21,20 @@ def stage_sizes(layers: int, pp: int) -> list[int]:
     return sizes
 
 
-def widest_stage(groups: list[Gathered], blocks: tuple[int, ...], layers: int, pp: int, packing: str) -> int:
-    """Bytes of one block on the stage where it is largest: all stages have as many blocks as that one.
+@dataclass(frozen=True, slots=True)
+class WidestStage:
+    """What the stage with the most cache has: all stages get as many blocks as it."""
 
-    `blocks` is the decoder layer of each cache; caches past the last layer (drafts) lie on the last stage.
-    """
-    largest, first = 0, 0
+    bytes_per_block: int
+    bytes_per_token: float
+
+
+def widest_stage(groups: list[Gathered], described: Layout, layers: int, pp: int, packing: str) -> WidestStage:
+    """The stage with the largest block. Caches past the last decoder layer (drafts) lie on the last stage."""
+    blocks, rows = described.blocks, described.token_bytes
+    if pp == 1:
+        return WidestStage(bytes_per_block(groups, packing), sum(rows.values()))
+    widest, first = WidestStage(0, 0), 0
     sizes = stage_sizes(layers, pp)
     for stage, size in enumerate(sizes):
         last = first + size if stage + 1 < len(sizes) else max(layers, *blocks) + 1
@@ -31,6 +42,8 @@ def widest_stage(groups: list[Gathered], blocks: tuple[int, ...], layers: int, p
         shares = [share for group in groups if (share := group.within(places)).members]
         if not shares:
             raise ModelError("pp", f"stage {stage} of {len(sizes)} would have no cache of its own")
-        largest = max(largest, bytes_per_block(shares, packing))
+        block_bytes = bytes_per_block(shares, packing)
+        if block_bytes > widest.bytes_per_block:
+            widest = WidestStage(block_bytes, sum(row for block, row in rows.items() if first <= block < last))
         first += size
-    return largest
+    return widest
