@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def children_cpu_seconds() -> float:
+    """Processor time of the ended children: unlike the clock, it does not grow when others keep the machine busy."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def planned(environ: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-c", MAIN, *arguments], capture_output=True, text=True, timeout=60, env=environ
@@ -53,9 +58,9 @@ def test_one_plan_is_quick_and_is_the_planners_own(environ: dict[str, str], fold
     )
     taken = []
     for _ in range(5):
-        started = time.perf_counter()
+        started = children_cpu_seconds()
         result(environ, *arguments)
-        taken.append(time.perf_counter() - started)
+        taken.append(children_cpu_seconds() - started)
     assert min(taken) <= 0.4
 
 
@@ -90,9 +95,9 @@ def test_ten_thousand_cases_within_ten_seconds(environ: dict[str, str], tmp_path
         for number in range(10_000):
             case = {**CASE, "tp": 2 ** (number % 4), "max_model_len": 1024 + number}
             lines.write(json.dumps(case) + "\n")
-    started = time.perf_counter()
+    started = children_cpu_seconds()
     made = planned(environ, "--batch", str(file))
-    taken = time.perf_counter() - started
+    taken = children_cpu_seconds() - started
     results = [json.loads(line) for line in made.stdout.splitlines()]
     assert len(results) == 10_000
     assert all(found["error"] is None for found in results)
