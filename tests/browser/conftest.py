@@ -1,4 +1,4 @@
-"""Fixtures of the tests in a browser: one browser for the whole run, one sidecar beside a recorded page."""
+"""Fixtures of the tests in a browser: one browser for a module, one sidecar beside a recorded page."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
     try:
         with launched() as running:
@@ -23,7 +23,7 @@ def browser() -> Iterator["Browser"]:
         pytest.fail(str(missing), pytrace=False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sidecar() -> Iterator[Sidecar]:
     """For all tests that leave it alone."""
     with sidecar_beside(CAPTURES / "smallcache_under_pressure.prom") as running:
