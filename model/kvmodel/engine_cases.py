@@ -8,6 +8,7 @@ from kvmodel.engines import plan_of
 from kvmodel.engines.contract import EnginePlan
 from kvmodel.engines.vllm.profiles import profile_of
 from kvmodel.errors import ModelError
+from kvmodel.gpus import Gpu
 
 _BUDGET = {"sglang": 0.88, "tensorrt-llm": 0.9}
 """Default share of the card (SGLang) or of what is free (TensorRT-LLM)."""
@@ -22,7 +23,7 @@ def default_utilization(engine: str, engine_version: str | None) -> float:
     return _BUDGET.get(engine, 0.9)
 
 
-def plan_engine(case: Case, architecture: Architecture, kv_bytes: int | None) -> EnginePlan | None:
+def plan_engine(case: Case, architecture: Architecture, kv_bytes: int | None, gpu: Gpu | None) -> EnginePlan | None:
     """The engine's plan for `kv_bytes` on each GPU. None where the bytes are not known and the engine needs them.
 
     Raises ModelError: field `engine` for an engine that is not known or takes no size of pool, else what it refuses.
@@ -33,7 +34,8 @@ def plan_engine(case: Case, architecture: Architecture, kv_bytes: int | None) ->
         raise ModelError("engine", f"{case.engine}: its plan needs flags that a case does not have")
     if kv_bytes is None and case.engine != "llama.cpp":
         return None
-    return plan(architecture, **{name: value for name, value in arguments(case, kv_bytes).items() if value is not None})
+    given = {"gpu": gpu, **arguments(case, kv_bytes)} if case.engine == "vllm" else arguments(case, kv_bytes)
+    return plan(architecture, **{name: value for name, value in given.items() if value is not None})
 
 
 def _vllm(case: Case, kv_bytes: int | None) -> Arguments:

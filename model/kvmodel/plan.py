@@ -181,7 +181,7 @@ def _answer(case: Case, subject: _Subject, gpu: Gpu | None, warnings: list[str])
         kv_bytes = memory.kv_pool.expected_bytes
     if kv_bytes == 0:
         return _Answer(None, memory, weights_bytes, kv_bytes)
-    engine = plan_engine(case, subject.architecture, kv_bytes)
+    engine = plan_engine(case, subject.architecture, kv_bytes, gpu)
     if engine is None:
         warnings.append("neither the card nor the bytes for the KV cache are known: the pool is not sized")
     return _Answer(engine, memory, weights_bytes, kv_bytes)

@@ -108,8 +108,17 @@ def test_profiles_are_in_order_and_each_version_has_one() -> None:
         version: profile_of(version).name for version in ("0.5.0", "v0.9.0", "0.9.1", "0.19.1", "0.20.0", "0.20.1")
     }
     assert list(named.values()) == ["vllm-v0", "vllm-0.9", "vllm-0.9.1", "vllm-0.18", "vllm-0.20", "vllm-0.20.1"]
+    assert profile_of("0.1.dev20073+g8e685d198").name == PROFILES[-1].name
+    assert profile_of("0.11.1rc6.dev115+gbc926c122").name == "vllm-0.11.1"
     assert profile_of("0.20").name == profile_of("0.20.x").name == "vllm-0.20.1"
     assert profile_of("0.99.0").name == profile_of("1.2.0").name == profile_of(None).name == PROFILES[-1].name
+
+
+@pytest.mark.parametrize("text", ["", "v", "newest", "19", "x.1", "0.", "0.99999", "\u0663.1"])
+def test_text_that_is_no_version_is_refused(text: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        profile_of(text)
+    assert caught.value.field == "engine_version"
 
 
 def test_tokens_were_counted_from_blocks_before() -> None:
@@ -132,6 +141,22 @@ def test_groups_take_the_larger_size_when_kinds_are_nearly_as_many() -> None:
     )
     assert [group.layers for group in older.groups] == [12, 7, 6]
     assert [group.layers for group in newer.groups] == [12, 13]
+
+
+def test_groups_took_the_next_layers_before_0_11() -> None:
+    model = architecture("google/gemma-3-1b-it")
+    older, newer = (plan_pool(model, num_blocks=99, engine_version=version) for version in ("0.10.2", "0.11.0"))
+    assert [group.layers for group in older.groups] == [4, 4, 4, 4, 4, 4, 2]
+    assert [group.layers for group in newer.groups] == [4, 4, 4, 4, 4, 3, 3]
+
+
+def test_stages_counted_all_layers_of_several_widths_up_to_0_16() -> None:
+    model = architecture("google/gemma-4-31B-it")
+    whole, older, newer = (
+        plan_pool(model, num_blocks=99, engine_version=version, hybrid_kv_cache=False, pp=pp).bytes_per_block
+        for version, pp in (("0.16.0", 1), ("0.16.0", 2), ("0.17.0", 2))
+    )
+    assert older == whole == 2 * (newer or 0)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ def _kept_whole(buckets: list[Bucket], profile: Profile) -> list[Bucket]:
         common = sizes.pop() if len(sizes) == 1 else None
         buckets = _merged([_whole(bucket, common) if bucket.spec.is_local else bucket for bucket in buckets])
     compressed = any(bucket.spec.kind == SLIDING_LATENT for bucket in before) and len(before) > 1
-    if compressed or (len(buckets) > 1 and not _one_family(buckets, profile)):
+    if compressed:
+        raise ModelError("hybrid_kv_cache", "compressed rows without the hybrid allocator are not planned")
+    if len(buckets) > 1 and not _one_family(buckets, profile):
         # Before groups of several widths came, layers of several widths were refused whatever the flag.
         field = "hybrid_kv_cache" if profile.mixed_sizes else "architecture"
         raise ModelError(field, "vLLM refuses this model without block tables of their own for its kinds of layers")
@@ -115,8 +117,8 @@ def _split(buckets: list[Bucket], profile: Profile) -> tuple[list[Gathered], lis
     for bucket, count in zip(buckets, counts, strict=True):
         number = -(-count // size)
         empty += number * size - count
-        groups.extend(
-            Gathered(bucket.spec.kind, (Bucket(bucket.spec, bucket.layers[at::number]),)) for at in range(number)
-        )
+        for at in range(number):
+            dealt = slice(at, None, number) if profile.deals_layers else slice(at * size, (at + 1) * size)
+            groups.append(Gathered(bucket.spec.kind, (Bucket(bucket.spec, bucket.layers[dealt]),)))
     warnings = [f"{empty} of {size * len(groups)} layer places are empty and cost all the same"] if empty else []
     return groups, warnings

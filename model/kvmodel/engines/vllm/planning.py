@@ -120,7 +120,7 @@ def _served_dtype(architecture: Architecture, profile: Profile, name: str, gpu: 
         return name
     if name in ("bfloat16", "bf16"):
         return "auto" if architecture.kv_cache_dtype is None else name
-    if name == "auto" and profile.minor <= 11 and architecture.kv_cache_dtype is None:
+    if name == "auto" and profile.sparse_fp8 and architecture.kv_cache_dtype is None:
         return "fp8_ds_mla"
     blackwell = gpu is not None and gpu.compute_capability is not None and gpu.compute_capability[0] == 10
     if name.startswith("fp8") and not blackwell:
@@ -180,7 +180,7 @@ def _pool(
     kv_bytes: int | None,
     num_blocks: int | None,
 ) -> _Pool:
-    widest = widest_stage(groups, described, architecture.num_layers, pp, profile.packing)
+    widest = widest_stage(groups, described, architecture.num_layers, pp, profile)
     # Groups that keep everything stand first, whatever comes first in the model.
     ordered = sorted(groups, key=lambda group: not group.members[0].spec.is_full)
     held = [group.blocks(demand) for group in ordered]

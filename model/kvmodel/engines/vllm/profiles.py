@@ -1,6 +1,5 @@
 """What changed between vLLM's versions in how it plans its KV pool. Each row was read in that version's source."""
 
-import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -26,6 +25,10 @@ class Profile:
     """Blocks of all groups are summed; before, their bytes, in blocks of the first group."""
     widest_ratio: tuple[int, int] | None = None
     """Groups take the size of the most numerous kind while it is under this multiple of the least numerous."""
+    sparse_fp8: bool = False
+    """Sparse MLA is kept in its own fp8 rows unless 16 bits are asked for."""
+    deals_layers: bool = True
+    """A kind's layers are dealt out to its groups in turn; before, each group took the next ones."""
     mixed_sizes: bool = True
     """Layers of one kind and several row widths share a group whose page is their sum."""
     scales_pages: bool = True
@@ -34,6 +37,8 @@ class Profile:
     """A page that divides no larger one is padded (non-MLA attention)."""
     pads_states: bool = True
     """State pages smaller than the largest page are padded to it when pages are unified."""
+    shares_pages: bool = True
+    """A pipeline stage counts its own layers of a group of several widths; before, all stages' layers."""
     packing: str = "groups"
     """How pages of several sizes lie in a block (DeepSeek-V4): `tuples` of all, by `sizes`, or the widest `groups`."""
     tokens_from_concurrency: bool = True
@@ -78,10 +83,12 @@ def _profiles() -> tuple[Profile, ...]:
             kinds=False,
             whole_blocks=False,
             summed_blocks=False,
+            deals_layers=False,
             mixed_sizes=False,
             scales_pages=False,
             pads_pages=False,
             pads_states=False,
+            shares_pages=False,
             packing="tuples",
             tokens_from_concurrency=False,
             counts_in_flight=False,
@@ -108,10 +115,12 @@ def _profiles() -> tuple[Profile, ...]:
     then(8, specs=True)
     then(9, asks_a100=True)
     then(9, 1, kinds=True, whole_blocks=True)
-    then(11, mixed_sizes=True)
+    then(11, mixed_sizes=True, deals_layers=True, sparse_fp8=True)
+    then(11, 1, sparse_fp8=False)
     then(12, widest_ratio=(5, 4), scales_pages=True, mamba_mode="all")
     then(14, async_scheduling=True)
     then(15, linear_mode="align", drafts_hold_states=True)
+    then(17, shares_pages=True)
     then(18, widest_ratio=(3, 2))
     then(20, gpu_memory_utilization=0.92, latent_block_multiple=16, keeps_larger_blocks=False)
     then(20, 1, tokens_from_concurrency=True)
@@ -129,7 +138,6 @@ def _profiles() -> tuple[Profile, ...]:
 PROFILES = _profiles()
 """Oldest first; each holds up to the next one's `since`."""
 
-_VERSION = re.compile(r"v?(\d{1,4})\.(\d{1,4}|x)(?:\.(\d{1,4}))?")
 _ANY = 9999
 """Stands for the last patch or minor version where the text leaves it open ("0.20", "0.20.x")."""
 
@@ -142,10 +150,26 @@ def profile_of(engine_version: str | None) -> Profile:
     """
     if engine_version is None:
         return replace(PROFILES[-1], minor=PROFILES[-1].since[1])
-    found = _VERSION.match(engine_version) if isinstance(engine_version, str) else None
-    if found is None:
+    version = _version(engine_version) if isinstance(engine_version, str) else None
+    if version is None:
         raise ModelError("engine_version", f"{show(engine_version)} is not a version of vLLM")
-    minor = _ANY if found[2] == "x" else int(found[2])
-    version = int(found[1]), minor, _ANY if found[3] is None else int(found[3])
     profile = next(profile for profile in reversed(PROFILES) if profile.since <= version)
-    return replace(profile, minor=_ANY if version[0] else minor)
+    return replace(profile, minor=_ANY if version[0] else version[1])
+
+
+def _version(text: str) -> tuple[int, int, int] | None:
+    """Major, minor and patch version that the text begins with. Whatever follows the patch is left aside."""
+    parts = text.removeprefix("v").split(".", 3)
+    if text.startswith("0.1.dev"):
+        # What builds from a checkout without tags call themselves.
+        return 0, _ANY, _ANY
+    if len(parts) < 2:
+        return None
+    major, minor = _leading_number(parts[0]), _ANY if parts[1] == "x" else _leading_number(parts[1])
+    patch = _leading_number(parts[2]) if len(parts) > 2 else None
+    return None if major is None or minor is None else (major, minor, _ANY if patch is None else patch)
+
+
+def _leading_number(text: str) -> int | None:
+    digits = text[: len(text) - len(text.lstrip("0123456789"))]
+    return int(digits) if digits.isascii() and 0 < len(digits) < 5 else None

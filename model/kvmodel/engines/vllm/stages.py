@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from kvmodel.engines.contract import whole
 from kvmodel.engines.vllm.layout import Layout
+from kvmodel.engines.vllm.profiles import Profile
+from kvmodel.engines.vllm.specs import UNIFORM
 from kvmodel.engines.vllm.tables import Gathered, bytes_per_block
 from kvmodel.errors import ModelError
 
@@ -29,11 +31,11 @@ class WidestStage:
     bytes_per_token: float
 
 
-def widest_stage(groups: list[Gathered], described: Layout, layers: int, pp: int, packing: str) -> WidestStage:
+def widest_stage(groups: list[Gathered], described: Layout, layers: int, pp: int, profile: Profile) -> WidestStage:
     """The stage with the largest block. Caches past the last decoder layer (drafts) lie on the last stage."""
     blocks, rows = described.blocks, described.token_bytes
     if pp == 1:
-        return WidestStage(bytes_per_block(groups, packing), sum(rows.values()))
+        return WidestStage(bytes_per_block(groups, profile.packing), sum(rows.values()))
     widest, first = WidestStage(0, 0), 0
     sizes = stage_sizes(layers, pp)
     for stage, size in enumerate(sizes):
@@ -42,7 +44,8 @@ def widest_stage(groups: list[Gathered], described: Layout, layers: int, pp: int
         shares = [share for group in groups if (share := group.within(places)).members]
         if not shares:
             raise ModelError("pp", f"stage {stage} of {len(sizes)} would have no cache of its own")
-        block_bytes = bytes_per_block(shares, packing)
+        own = profile.shares_pages or all(group.kind != UNIFORM for group in groups)
+        block_bytes = bytes_per_block(shares if own else groups, profile.packing)
         if block_bytes > widest.bytes_per_block:
             widest = WidestStage(block_bytes, sum(row for block, row in rows.items() if first <= block < last))
         first += size
