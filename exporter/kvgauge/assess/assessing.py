@@ -29,10 +29,10 @@ def assess(observation: Observation, flags: EngineFlags) -> Assessment:
         missing["tp"] = f"{len(gpus)} GPUs are visible and --tp does not say how many share the model"
     if model is None:
         missing["model"] = next((state.message or "" for state in observation.sources if state.source == "model"), "")
+    flags = replace(flags, tp=tp)
     prediction = None
     if engine is not None and model is not None and tp is not None:
-        prediction = _predict(engine, model, gpus, replace(flags, tp=tp), missing)
-    flags = replace(flags, tp=tp)
+        prediction = _predict(engine, model, gpus, flags, missing)
     pools = () if engine is None else tuple(_pool(rank, engine, model, flags, prediction) for rank in engine.ranks)
     return Assessment(
         observation=observation,

@@ -79,11 +79,6 @@ def cached_layers(
     return found
 
 
-def has_sinks(architecture: Architecture) -> bool:
-    """Whether learned rows stand before every sequence, which the plans leave out."""
-    return any(isinstance(group.layer, FullAttention) and group.layer.sink_tokens for group in architecture.groups)
-
-
 def not_planned(architecture: Architecture, engine: str, why: str) -> ModelError:
     """An error about a model that this engine's plan doesn't cover."""
     return ModelError("architecture", f"{architecture.model_type}: {engine}: {why}")
