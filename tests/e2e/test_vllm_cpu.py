@@ -204,8 +204,8 @@ def test_a_killed_engine_becomes_missing_and_a_restarted_one_is_found_again(
     process = sidecar.pid
     with Load(engine.url, MODEL_NAME, random_jobs(12, 100, 1500, seed=3)):
         until(lambda: sidecar.page().number("kvgauge_kv_tokens", state="active") > 0, 30, "blocks in use")
-        killed_at = time.monotonic()
         engine.kill()
+        killed_at = time.monotonic()  # the kernel takes seconds over a large process on a busy machine
         until(lambda: sidecar.page().value("kvgauge_source_up", source="engine") == 0, 5, "the engine seen as down")
         assert time.monotonic() - killed_at <= 2.0
 
