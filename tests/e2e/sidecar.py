@@ -84,7 +84,7 @@ class Sidecar:
         """The metrics page, in the text format."""
         answer = self._http.request("GET", f"{self.url}/metrics", headers={"Accept": "text/plain"})
         if answer.status != 200:
-            raise AssertionError(f"/metrics answered {answer.status}")
+            raise AssertionError(f"/metrics answered {answer.status}; its log ends:\n{self._child.last_lines()}")
         return SidecarPage.parse(answer.data.decode())
 
     def observation(self) -> Mapping[str, object]:
