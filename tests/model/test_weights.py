@@ -42,10 +42,10 @@ def write_tensors(file: Path, tensors: Mapping[str, tuple[str, list[int]]]) -> i
 
 @contextmanager
 def refused(field: str, says: str, file: Path) -> Iterator[None]:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ModelError) as caught:
         yield
-    assert time.perf_counter() - began < LONGEST_SECONDS
+    assert time.process_time() - began < LONGEST_SECONDS
     assert (caught.value.field, caught.value.file) == (field, str(file))
     assert says in caught.value.message
     assert str(caught.value).isprintable()
@@ -65,9 +65,9 @@ def test_one_file(tmp_path: Path) -> None:
 def test_headers_alone_are_read(tmp_path: Path) -> None:
     """A terabyte of tensors, none of which is on the disk."""
     write_tensors(tmp_path / "model.safetensors", {"a": ("BF16", [2**19, 2**20])})
-    began = time.perf_counter()
+    began = time.process_time()
     assert read_weights(tmp_path).total_bytes == 2**40
-    assert time.perf_counter() - began < LONGEST_SECONDS
+    assert time.process_time() - began < LONGEST_SECONDS
 
 
 def test_half_byte_elements(tmp_path: Path) -> None:
