@@ -12,6 +12,7 @@ from kvgauge.assess import EngineFlags, assess
 from kvgauge.complaints import InputError, fail
 from kvgauge.logs import logger, set_up
 from kvgauge.observe.engine import EngineSource
+from kvgauge.observe.engines.contract import Hints
 from kvgauge.observe.fetching import Endpoint
 from kvgauge.observe.model import ModelSource
 from kvgauge.observe.nvml import NvmlSource
@@ -48,7 +49,7 @@ class Loop:
         )
         self._observer = Observer(
             devices,
-            EngineSource(endpoint, settings.engine),
+            EngineSource(endpoint, settings.engine, _hints(settings), settings.stalled_after),
             ModelSource(settings.model),
             engine_timeout_seconds=settings.engine_timeout,
             stale_after_seconds=settings.stale_after,
@@ -99,6 +100,17 @@ class Loop:
             self._states[state.source] = now
             level = logging.INFO if state.up else logging.WARNING
             logger.log(level, "source %s: %s%s", state.source, now, "" if state.up else f" ({state.message})")
+
+
+def _hints(settings: Settings) -> Hints:
+    return Hints(
+        capacity_tokens=settings.engine_capacity_tokens,
+        kv_dtype=settings.engine_kv_dtype,
+        max_model_len=settings.engine_max_model_len,
+        parallel=settings.engine_parallel,
+        kv_unified=settings.llamacpp_kv_unified,
+        read_iteration_stats=settings.trtllm_read_iteration_stats,
+    )
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -56,7 +56,8 @@ def test_side_pages_that_are_refused_cost_only_their_facts() -> None:
     with serving(routes) as url, source(url) as engine:
         reading = engine.read()
     assert (reading.version, reading.model_path, reading.max_model_len) == (None, None, 2048)
-    assert set(reading.missing) == {"version", "model_path"}
+    assert set(reading.missing) == {"version", "model_path", "tp", "pp"}
+    assert reading.missing["model_path"] == "/v1/models could not be read (unauthorized)"
 
 
 def test_the_key_is_sent_and_nothing_is_asked_for_compressed() -> None:

@@ -37,10 +37,11 @@ class Observer:
         )
         self._engine: Watcher[EngineReading] = Watcher(
             engine,
-            # Three pages at most are read in one go.
-            patience_seconds=3 * engine_timeout_seconds,
+            # An engine that has to be told from others is asked for a few pages in one go.
+            patience_seconds=4 * engine_timeout_seconds,
             stale_after_seconds=stale_after_seconds,
             faults=lambda reading: {"bad_line": reading.bad_lines, "bad_value": reading.bad_values},
+            standing_seconds=lambda reading: reading.standing_seconds,
         )
         self._model: Watcher[ModelReading] = Watcher(
             model,

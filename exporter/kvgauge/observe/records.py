@@ -62,31 +62,38 @@ class RankReading:
 
     rank: str
     model: str
-    capacity_tokens: int | None
+    capacity_tokens: int | None = None
     """KV slots of the pool as the engine states them; for hybrid models the engine's token equivalent."""
-    block_tokens: int | None
-    num_blocks: int | None
+    block_tokens: int | None = None
+    num_blocks: int | None = None
     """Blocks of the pool, a reserved null block included."""
-    used_blocks: int | None
+    used_blocks: int | None = None
     """Blocks referenced by live sequences."""
-    active_tokens: int | None
-    reclaimable_tokens: int | None
+    active_tokens: int | None = None
+    """Slots that live sequences hold."""
+    reclaimable_tokens: int | None = None
     """Slots that hold only reusable prefix cache: free for the asking."""
-    free_tokens: int | None
-    live_tokens: int | None
+    free_tokens: int | None = None
+    """The other slots; where `reclaimable_tokens` is None they are among these."""
+    live_tokens: int | None = None
     """Slots that hold a token of a live sequence, where the engine measures it."""
-    usage_ratio: float | None
+    reserved_tokens: int | None = None
+    """Slots set aside for running requests, their tokens to come included, where the engine reserves ahead."""
+    usage_ratio: float | None = None
     """The engine's own occupancy figure, 0..1."""
-    running: int | None
-    waiting: int | None
-    swapped: int | None
-    preemptions_total: float | None
-    prompt_tokens_total: float | None
-    generation_tokens_total: float | None
-    prefix_queries_tokens_total: float | None
-    prefix_hits_tokens_total: float | None
-    prompt_lengths: Histogram | None
-    output_lengths: Histogram | None
+    running: int | None = None
+    waiting: int | None = None
+    swapped: int | None = None
+    """Requests that were started and now wait outside the pool: swapped, paused or retracted."""
+    preemptions_total: float | None = None
+    prompt_tokens_total: float | None = None
+    generation_tokens_total: float | None = None
+    prefix_queries_tokens_total: float | None = None
+    prefix_hits_tokens_total: float | None = None
+    prompt_lengths: Histogram | None = None
+    output_lengths: Histogram | None = None
+    progress: tuple[float, ...] | None = None
+    """Figures of which at least one moves with every few steps while requests run; None: the engine has none."""
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -95,21 +102,29 @@ class EngineReading:
     """One engine endpoint, all its data-parallel ranks."""
 
     engine: str
-    version: str | None
     model: str
-    model_path: str | None
-    max_model_len: int | None
-    kv_dtype: str | None
-    """As the engine names it; ``auto`` means the model's own dtype."""
-    gpu_memory_utilization: float | None
-    kv_cache_bytes: int | None
-    """A fixed pool size that was asked for by flag."""
-    num_blocks_override: int | None
-    prefix_caching: bool | None
-    asleep: bool
-    started_seconds: float | None
-    """Start of the engine's process, Unix time."""
     ranks: tuple[RankReading, ...]
+    version: str | None = None
+    model_path: str | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    """Requests that one rank runs at a time at most."""
+    kv_dtype: str | None = None
+    """As the engine names it; ``auto`` means the model's own dtype."""
+    tp: int | None = None
+    pp: int | None = None
+    gpu_memory_utilization: float | None = None
+    kv_cache_bytes: int | None = None
+    """A fixed pool size that was asked for by flag."""
+    num_blocks_override: int | None = None
+    prefix_caching: bool | None = None
+    asleep: bool = False
+    started_seconds: float | None = None
+    """Start of the engine's process, Unix time."""
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Parts of a GPU's memory that the engine itself states, by component (weights, kv_pool, graphs, ...)."""
+    standing_seconds: float = 0.0
+    """For how long nothing has moved although requests run."""
     bad_lines: int = 0
     """Lines of the page that were asked for and could not be read."""
     bad_values: int = 0

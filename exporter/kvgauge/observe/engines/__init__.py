@@ -1,7 +1,5 @@
 """The engines that are understood. A new one is a file beside `vllm.py` and a line in `ENGINES`."""
 
-from collections.abc import Iterable
-
 from kvgauge.observe.engines import vllm
 from kvgauge.observe.engines.contract import Engine
 
@@ -12,12 +10,3 @@ NAMES: tuple[str, ...] = tuple(engine.name for engine in ENGINES)
 def by_name(name: str) -> Engine:
     """The engine called `name`. Raises KeyError."""
     return {engine.name: engine for engine in ENGINES}[name]
-
-
-def recognise(sample_names: Iterable[bytes]) -> Engine | None:
-    """The engine whose names stand on a page; None when no engine is known by them."""
-    for name in sample_names:
-        for engine in ENGINES:
-            if name.startswith(engine.name_prefixes):
-                return engine
-    return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from prometheus_client.samples import Sample
 
-from kvgauge.observe.engines.contract import Engine, SidePages
+from kvgauge.observe.engines.contract import Engine, Json, Marks, Pages, names_start_with, sample_names_of
 from kvgauge.observe.exposition import MAX_LABEL_CHARACTERS, Page, label
 from kvgauge.observe.records import EngineReading, Histogram, RankReading
 
@@ -27,6 +27,8 @@ _PREFIX_QUERIES = ("prefix_cache_queries_total", "prefix_cache_queries")
 _PREFIX_HITS = ("prefix_cache_hits_total", "prefix_cache_hits")
 _HISTOGRAMS = ("request_prompt_tokens", "request_generation_tokens")
 _SINGLE = ("num_requests_running", "num_requests_waiting", "num_requests_swapped", "engine_sleep_state")
+# Counts engine steps; the token counters stand still while a long prompt is computed in parts.
+_STEPS = "iteration_tokens_total_count"
 _CONFIG = "cache_config_info"
 _START = "process_start_time_seconds"
 
@@ -40,22 +42,29 @@ _BASE_NAMES = (
     *_PREFIX_HITS,
     *(name + suffix for name in _HISTOGRAMS for suffix in ("_bucket", "_sum", "_count")),
     *_SINGLE,
+    _STEPS,
     _CONFIG,
 )
+_WANTED = sample_names_of(_BASE_NAMES, *_PREFIXES) | {_START.encode()}
 
 # vLLM states fractions; a little above 1 is rounding, more is another unit and is refused rather than guessed.
 _MAX_USAGE_RATIO = 1.05
 
 
-def _read(page: Page, sides: SidePages) -> EngineReading:
+def _read(pages: Pages) -> EngineReading:
+    return read_page_of(pages, pages.metrics("/metrics", _WANTED))
+
+
+def read_page_of(pages: Pages, page: Page) -> EngineReading:
+    """A reading of vLLM's series on `page`, wherever that was served, and of vLLM's own JSON pages."""
     rows = _Rows(page)
     ranks = rows.ranks()
     configs = {_rank(sample): sample for sample in rows.of(_CONFIG)}
     any_config = next(iter(configs.values()), None)
-    version = _text(sides.get("/version", {}).get("version"))
-    served = _served_model(sides.get("/v1/models", {}), rows.model)
+    version = _text(_field(pages.seldom("/version"), "version"))
+    served = _served_model(pages.seldom("/v1/models"), rows.model)
     pool = _PoolLabels.read(any_config, data_parallel=len(configs) or 1)
-    max_model_len = _count(served.get("max_model_len")) or pool.max_model_len()
+    max_model_len = _count(served.get("max_model_len")) or pool.max_model_len() or pages.hints.max_model_len
     readings = tuple(
         _read_rank(rows, rank, pool, version=version, max_model_len=max_model_len, asleep=rows.asleep(rank))
         for rank in ranks
@@ -64,11 +73,11 @@ def _read(page: Page, sides: SidePages) -> EngineReading:
         "version": version,
         "model_path": _text(served.get("root")),
         "max_model_len": max_model_len,
-        "kv_dtype": pool.text("cache_dtype"),
+        "kv_dtype": pool.text("cache_dtype") or pages.hints.kv_dtype,
     }
     reasons = {
-        "version": "/version could not be read",
-        "model_path": "/v1/models could not be read, or names no path",
+        "version": pages.why("/version"),
+        "model_path": pages.why("/v1/models"),
         "max_model_len": "neither /v1/models nor the labels of cache_config_info tell it",
         "kv_dtype": "the page has no cache_config_info",
     }
@@ -79,7 +88,7 @@ def _read(page: Page, sides: SidePages) -> EngineReading:
         model=rows.model,
         model_path=_text(served.get("root")),
         max_model_len=max_model_len,
-        kv_dtype=pool.text("cache_dtype"),
+        kv_dtype=facts["kv_dtype"],
         gpu_memory_utilization=pool.number("gpu_memory_utilization"),
         kv_cache_bytes=pool.count("kv_cache_memory_bytes"),
         num_blocks_override=pool.count("num_gpu_blocks_override"),
@@ -89,7 +98,8 @@ def _read(page: Page, sides: SidePages) -> EngineReading:
         ranks=readings,
         bad_lines=page.bad_lines,
         bad_values=rows.bad_values,
-        missing={name: reasons[name] for name, value in facts.items() if value is None},
+        missing={name: reasons[name] for name, value in facts.items() if value is None}
+        | dict.fromkeys(("tp", "pp"), "vLLM's pages do not tell it; --tp and --pp do"),
     )
 
 
@@ -246,6 +256,8 @@ def _read_rank(
         live_tokens = round(token_usage * capacity_tokens)
     else:
         missing["live_tokens"] = "this version of vLLM counts blocks, not tokens"
+    prompt_tokens = value("prompt_tokens_total", *_PROMPT_TOKENS)
+    generation_tokens = value("generation_tokens_total", *_GENERATION_TOKENS)
     return RankReading(
         rank=rank,
         model=rows.model,
@@ -262,14 +274,21 @@ def _read_rank(
         waiting=_whole(value("waiting", "num_requests_waiting")),
         swapped=_whole(value("swapped", "num_requests_swapped")),
         preemptions_total=value("preemptions_total", *_PREEMPTIONS),
-        prompt_tokens_total=value("prompt_tokens_total", *_PROMPT_TOKENS),
-        generation_tokens_total=value("generation_tokens_total", *_GENERATION_TOKENS),
+        prompt_tokens_total=prompt_tokens,
+        generation_tokens_total=generation_tokens,
         prefix_queries_tokens_total=value("prefix_queries_tokens_total", *_PREFIX_QUERIES),
         prefix_hits_tokens_total=value("prefix_hits_tokens_total", *_PREFIX_HITS),
         prompt_lengths=rows.histogram(rank, missing, "prompt_lengths", "request_prompt_tokens"),
         output_lengths=rows.histogram(rank, missing, "output_lengths", "request_generation_tokens"),
+        progress=_progress(rows.value(rank, {}, _STEPS, _STEPS), prompt_tokens, generation_tokens, usage),
         missing=missing,
     )
+
+
+def _progress(*figures: float | None) -> tuple[float, ...] | None:
+    """What moves when the engine steps; None when the page has no counter of it."""
+    known = tuple(figure for figure in figures if figure is not None)
+    return known if any(figure is not None for figure in figures[:3]) else None
 
 
 def _used_blocks(usage: float | None, num_blocks: int | None, version: str | None, rows: _Rows) -> int | None:
@@ -297,8 +316,12 @@ def _off_whole(value: float) -> float:
     return abs(value - round(value))
 
 
-def _served_model(answer: Mapping[str, object], model: str) -> Mapping[str, object]:
-    data = answer.get("data")
+def _field(answer: Json, name: str) -> object:
+    return answer.get(name) if isinstance(answer, Mapping) else None
+
+
+def _served_model(answer: Json, model: str) -> Mapping[str, object]:
+    data = _field(answer, "data")
     entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
     return next((entry for entry in entries if entry.get("id") == model), entries[0] if entries else {})
 
@@ -331,8 +354,30 @@ def _whole(value: float | None) -> int | None:
 
 ENGINE = Engine(
     name="vllm",
-    name_prefixes=tuple(prefix.encode() for prefix in _PREFIXES),
-    wanted=frozenset((prefix + base).encode() for prefix in _PREFIXES for base in _BASE_NAMES) | {_START.encode()},
-    side_paths=("/version", "/v1/models"),
+    marks=Marks(
+        page=names_start_with(*(prefix.encode() for prefix in _PREFIXES)),
+        owned_by=frozenset({"vllm"}),
+    ),
     read=_read,
+    versions="0.6 to 0.33",
+    facts={
+        "capacity": "exact from 0.24 (kv_cache_size_tokens); before, derived: blocks x block size",
+        "active": "derived: usage x blocks x block size",
+        "reclaimable": "exact with the agent; otherwise unavailable: counted as free",
+        "free": "derived: capacity - active",
+        "live tokens": "exact with the agent; otherwise derived: half a block's tail for each running request",
+        "reserved": "unavailable: vLLM does not reserve ahead",
+        "block size": "exact",
+        "running": "exact",
+        "waiting": "exact",
+        "swapped": "exact up to 0.9.0; V1 does not swap",
+        "preemptions": "exact",
+        "prefix hits": "exact from 0.9.2, in tokens",
+        "length histograms": "exact, of requests that have finished",
+        "max length": "exact (/v1/models), or derived from the labels from 0.24",
+        "KV dtype": "exact",
+        "parallelism": "data parallelism exact; --tp, --pp or the agent tell the rest",
+        "version": "exact (/version)",
+        "freshness": "exact: steps and tokens counted",
+    },
 )
