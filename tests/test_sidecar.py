@@ -130,7 +130,7 @@ def test_answers_on_a_kept_alive_connection_do_not_wait_for_acknowledgements() -
     assert statistics.median(times) < 0.03
 
 
-def test_sigterm_ends_it_well_within_a_second() -> None:
+def test_sigterm_ends_it_without_waiting_for_idle_connections() -> None:
     with serving({"/metrics": page(CAPTURE)}) as url, sidecar("--engine-url", url) as running:
         host, port = running.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as idle:
@@ -138,16 +138,18 @@ def test_sigterm_ends_it_well_within_a_second() -> None:
             assert idle.recv(100)
             began = time.monotonic()
             running.process.send_signal(signal.SIGTERM)
-            assert running.process.wait(5) == 0
-            assert time.monotonic() - began < 1
+            assert running.process.wait(20) == 0
+            # Idle connections are kept for 5 s.
+            assert time.monotonic() - began < 4
 
 
 def test_an_engine_that_hangs_does_not_delay_the_end(over: threading.Event) -> None:
-    with serving({"/metrics": silent(over)}) as url, sidecar("--engine-url", url) as running:
+    arguments = ("--engine-timeout", "30s")
+    with serving({"/metrics": silent(over)}) as url, sidecar("--engine-url", url, *arguments) as running:
         began = time.monotonic()
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(5) == 0
-        assert time.monotonic() - began < 1
+        assert running.process.wait(20) == 0
+        assert time.monotonic() - began < 10
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The sidecar as a process, and what it serves."""
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,7 +52,10 @@ class Sidecar:
 
     def __init__(self, engine_url: str, model: Path, log: Path) -> None:
         self.url = f"http://127.0.0.1:{(port := free_port())}"
-        self._http = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(connect=2, read=10))
+        # A kept-alive connection may be closed from the other end just as it is used again.
+        self._http = urllib3.PoolManager(
+            retries=urllib3.Retry(connect=0, read=2), timeout=urllib3.Timeout(connect=2, read=10)
+        )
         command = str(Path(sys.executable).with_name("kvgauge"))
         self._child = Child(
             [
@@ -82,10 +86,7 @@ class Sidecar:
 
     def page(self) -> SidecarPage:
         """The metrics page, in the text format."""
-        answer = self._http.request("GET", f"{self.url}/metrics", headers={"Accept": "text/plain"})
-        if answer.status != 200:
-            raise AssertionError(f"/metrics answered {answer.status}; its log ends:\n{self._child.last_lines()}")
-        return SidecarPage.parse(answer.data.decode())
+        return SidecarPage.parse(self._answer("/metrics").decode())
 
     def observation(self) -> Mapping[str, object]:
         return self._json("/v1/observation")
@@ -94,13 +95,20 @@ class Sidecar:
         return self._json("/v1/advice")
 
     def _json(self, path: str) -> Mapping[str, object]:
-        answer = self._http.request("GET", self.url + path)
-        if answer.status != 200:
-            raise AssertionError(f"{path} answered {answer.status}")
-        content = answer.json()
+        content = json.loads(self._answer(path))
         if not isinstance(content, dict):
             raise AssertionError(f"{path} did not answer an object")
         return content
+
+    def _answer(self, path: str) -> bytes:
+        # On a machine that stood still for seconds the pages are withdrawn until the next tick.
+        return until(lambda: self._body(path), 10, f"an answer from {path}")
+
+    def _body(self, path: str) -> bytes | None:
+        answer = self._http.request("GET", self.url + path, headers={"Accept": "text/plain, application/json"})
+        if answer.status not in {200, 503}:
+            raise AssertionError(f"{path} answered {answer.status}; its log ends:\n{self._child.last_lines()}")
+        return answer.data if answer.status == 200 else None
 
     def _ready(self) -> bool | None:
         if not self._child.alive:

@@ -130,21 +130,30 @@ def test_the_idle_page_agrees_with_the_engines_log(engine: VllmServer, sidecar: 
     assert (up["engine"], up["model"], up["nvml"]) == (1, 1, float(gpu_here))
 
 
+def seen_enough(busy: list[Moment]) -> bool:
+    """Whether the moments cover what the load is for: many fill levels, a full pool, a queue."""
+    return (
+        len({still.used_blocks for still in busy}) >= 5
+        and max(still.used_blocks for still in busy) > 0.9 * (NUM_BLOCKS - 1)
+        and any(still.engine.waiting > 0 for still in busy)
+    )
+
+
 def test_every_figure_follows_the_engine_through_queueing_and_preemption(engine: VllmServer, sidecar: Sidecar) -> None:
     before = engine.figures()
-    moments: list[Moment] = []
-    with Load(engine.url, MODEL_NAME, jobs := random_jobs(30, 200, 400)) as load:
-        for page, still in moments_of(engine, sidecar, load, 0.3):
-            check_sum(page)
-            still.check()
-            moments.append(still)
-    assert [outcome.error for outcome in load.outcomes()] == [None] * len(jobs)
-    assert {outcome.output_tokens for outcome in load.outcomes()} == {400}
-
-    busy = [still for still in moments if still.used_blocks > 0]
-    assert len({still.used_blocks for still in busy}) >= 5
-    assert max(still.used_blocks for still in busy) > 0.9 * (NUM_BLOCKS - 1)
-    assert any(still.engine.waiting > 0 for still in busy)
+    busy: list[Moment] = []
+    for attempt in range(6):
+        with Load(engine.url, MODEL_NAME, jobs := random_jobs(30, 200, 400, seed=attempt + 1)) as load:
+            for page, still in moments_of(engine, sidecar, load, 0.3):
+                check_sum(page)
+                still.check()
+                busy += [still] if still.used_blocks > 0 else []
+        assert [outcome.error for outcome in load.outcomes()] == [None] * len(jobs)
+        assert {outcome.output_tokens for outcome in load.outcomes()} == {400}
+        # A busy machine leaves time for a look or two in the seconds that one load takes.
+        if seen_enough(busy):
+            break
+    assert seen_enough(busy)
 
     page = quiet(engine, sidecar)
     assert engine.figures().preemptions_total > before.preemptions_total
