@@ -71,7 +71,9 @@ def test_routes() -> None:
     with serving({"/metrics": page(CAPTURE)}) as url, sidecar("--engine-url", url) as running:
         assert running.get("/livez") == b"ok\n"
         assert running.get("/readyz") == b"ok\n"
-        advice = running.json("/v1/advice")
+        deadline = time.monotonic() + 10
+        while not (advice := running.json("/v1/advice"))["valid"] and time.monotonic() < deadline:
+            time.sleep(0.1)
         assert {
             "valid", "safe_concurrency", "limits", "binding_limit", "load_ratio", "kv_exhaustion_seconds", "running",
             "waiting", "age_seconds", "explanation", "terms",
