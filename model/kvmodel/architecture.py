@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kvmodel.experts import Experts
     from kvmodel.shape import Shape
 
-_LARGEST_CONFIG_BYTES = 4 * 2**20
+LARGEST_CONFIG_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,31 +240,36 @@ def load_config(path: str | PathLike[str]) -> Mapping[str, object]:
     """The object in a config.json, or in the one of a folder, as `load_architecture` reads it."""
     from pathlib import Path
 
-    config, file = _read_config(Path(path))
+    return _read_config(Path(path))[0]
+
+
+def parse_config(text: bytes, file: str) -> Mapping[str, object]:
+    """The object in a config.json's text. Raises ModelError (field `config`) with the file's name."""
+    if len(text) > LARGEST_CONFIG_BYTES:
+        raise ModelError("config", f"is larger than {LARGEST_CONFIG_BYTES} bytes", file)
+    try:
+        config = json.loads(text)
+    except RecursionError:
+        raise ModelError("config", "is nested too deeply", file) from None
+    except ValueError as error:
+        raise ModelError("config", f"is not JSON: {error}", file) from None
     if not isinstance(config, dict):
         raise ModelError("config", f"{show(config)} is not an object", file)
     return config
 
 
 def _read_config(file: Path) -> tuple[Mapping[str, object], str]:
-    """Whatever JSON the file holds, and the file's name."""
+    """The object the file holds, and the file's name."""
     if file.is_dir():
         file = file / "config.json"
     if not file.is_file():
         raise ModelError("config", "there is no such file", str(file))
     try:
         with file.open("rb") as opened:
-            text = opened.read(_LARGEST_CONFIG_BYTES + 1)
+            text = opened.read(LARGEST_CONFIG_BYTES + 1)
     except OSError as error:
         raise ModelError("config", f"cannot be read: {error.strerror}", str(file)) from error
-    if len(text) > _LARGEST_CONFIG_BYTES:
-        raise ModelError("config", f"is larger than {_LARGEST_CONFIG_BYTES} bytes", str(file))
-    try:
-        return json.loads(text), str(file)
-    except RecursionError:
-        raise ModelError("config", "is nested too deeply", str(file)) from None
-    except ValueError as error:
-        raise ModelError("config", f"is not JSON: {error}", str(file)) from None
+    return parse_config(text, str(file)), str(file)
 
 
 def _load_gguf(file: Path) -> Architecture:

@@ -1,15 +1,17 @@
 """A planner's case: plain values in, checked ones out. The one table of fields serves flags, batch and API."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from kvmodel.errors import ModelError, show
+from kvmodel.expected import LONGEST_TOKENS, Lengths
 
-Kind = Literal["text", "int", "number", "flag", "object", "ints"]
+Kind = Literal["text", "int", "number", "flag", "object", "ints", "texts", "lengths"]
 
 DEFAULT_LENGTHS = (1, 1024, 8192, 32768, 131072)
 _MOST = 2**60
+_MOST_LENGTHS = 1000
 _LEFT_ALONE = frozenset({"id", "name", "note", "source"})
 """Keys that people put beside a case for themselves."""
 
@@ -40,6 +42,10 @@ FIELDS: Mapping[str, CaseField] = {
     "block_size": CaseField("int", "tokens in one KV block"),
     "weights_dtype": CaseField("text", "dtype or format of the weights, where it is not the checkpoint's"),
     "kv_dtype": CaseField("text", "dtype of the KV cache (default auto: the model's)"),
+    "kv_dtype_skip_layers": CaseField("texts", "layers that keep the model's dtype: numbers, or sliding_window (vLLM)"),
+    "state_dtype": CaseField("text", "dtype of recurrent states (default auto: the model's)"),
+    "speculative_tokens": CaseField("int", "tokens that a draft proposes in a step"),
+    "draft_layers": CaseField("int", "the model's own prediction layers that are loaded as a draft (MTP, EAGLE)"),
     "hybrid_kv_cache": CaseField("flag", "groups of their own for window and state layers"),
     "async_scheduling": CaseField("flag", "schedule a step ahead"),
     "prefix_caching": CaseField("flag", "keep blocks of finished requests for reuse"),
@@ -47,6 +53,7 @@ FIELDS: Mapping[str, CaseField] = {
     "available_kv_bytes": CaseField("int", "bytes for the KV cache on each GPU, instead of a prediction"),
     "available_kv_gib": CaseField("number", "the same in GiB"),
     "tokens_per_request": CaseField("int", "prompt and output of a usual request"),
+    "lengths": CaseField("lengths", "lengths of running requests and how often: 512:3,4096:1, or PROMPT+OUTPUT:WEIGHT"),
     "params": CaseField("int", "number of parameters, where no weights are at hand"),
     "weights_bytes_per_gpu": CaseField("int", "bytes of weights on each GPU, where they are known"),
     "at_tokens": CaseField("ints", "lengths at which the ideal is given"),
@@ -74,6 +81,10 @@ class Case:
     block_size: int | None = None
     weights_dtype: str | None = None
     kv_dtype: str = "auto"
+    kv_dtype_skip_layers: tuple[str, ...] | None = None
+    state_dtype: str | None = None
+    speculative_tokens: int | None = None
+    draft_layers: int | None = None
     hybrid_kv_cache: bool | None = None
     async_scheduling: bool | None = None
     prefix_caching: bool | None = None
@@ -81,6 +92,7 @@ class Case:
     available_kv_bytes: int | None = None
     available_kv_gib: float | None = None
     tokens_per_request: int | None = None
+    lengths: Lengths | None = None
     params: int | None = None
     weights_bytes_per_gpu: int | None = None
     at_tokens: tuple[int, ...] = DEFAULT_LENGTHS
@@ -137,9 +149,43 @@ def _checked(name: str, kind: Kind, value: object) -> object:
         if not isinstance(value, Mapping):
             raise ModelError(name, f"{show(value)} is not an object")
         return value
-    if not isinstance(value, list | tuple) or not value or len(value) > 1000:
-        raise ModelError(name, f"{show(value)} is not a list of lengths")
+    return _list(name, kind, value)
+
+
+def _list(name: str, kind: Kind, value: object) -> object:
+    if not isinstance(value, list | tuple) or not value or len(value) > _MOST_LENGTHS:
+        what = "layers" if kind == "texts" else "lengths"
+        raise ModelError(name, f"{show(value)} is not a list of {what}")
+    if kind == "texts":
+        return tuple(str(item) if type(item) is int else str(_checked(name, "text", item)) for item in value)
+    if kind == "lengths":
+        return _lengths(name, value)
     return tuple(_whole(name, length) for length in value)
+
+
+def _lengths(name: str, entries: Sequence[object]) -> Lengths:
+    """Entries are {"tokens", "weight"} or [tokens, weight], or all of them {"prompt", "output", "weight"}."""
+    found = tuple(_length(name, entry) for entry in entries)
+    if len({output > 0 for _, output, _ in found}) > 1:
+        # The ones are shares of the time, the others of arrivals.
+        raise ModelError(name, "mixes lengths that stand with prompts and outputs: all must be of one kind")
+    return found
+
+
+def _length(name: str, entry: object) -> tuple[int, int, float]:
+    if isinstance(entry, list | tuple) and len(entry) == 2:
+        entry = dict(zip(("tokens", "weight"), entry, strict=True))
+    if not isinstance(entry, Mapping):
+        raise ModelError(name, f"{show(entry)} is no pair of tokens and weight, nor an object that names them")
+    keys = entry.keys() - {"weight"}
+    if keys not in ({"tokens"}, {"prompt", "output"}):
+        raise ModelError(name, f"{show(', '.join(map(str, entry)))} are not tokens, or prompt and output, and weight")
+    weight = _checked(name, "number", entry.get("weight", 1))
+    prompt = _whole(name, entry["tokens" if "tokens" in keys else "prompt"])
+    output = _whole(name, entry["output"]) if "output" in keys else 0
+    if prompt + output > LONGEST_TOKENS:
+        raise ModelError(name, f"{show(prompt + output)} tokens are more than {LONGEST_TOKENS}")
+    return prompt, output, cast("float", weight)
 
 
 def _whole(name: str, value: object) -> int:

@@ -26,6 +26,11 @@ class KvDtype:
     value: "KvDtype | None" = None
     """How V rows lie where they differ from K's. The two together then take an even number of bytes (vLLM)."""
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether K and V of a token share one packed slot (TurboQuant, UltraQuant)."""
+        return self.value is not None or self.name.startswith(("turboquant", "ultraquant"))
+
     def pair_bytes(self, keys: int, values: int) -> int:
         """Bytes of one K row of `keys` elements and one V row of `values`."""
         if self.value is None:

@@ -5,15 +5,16 @@ its memory is an `EnginePlan`; this is what stands in the cache while requests o
 
 A request of `s` prompt and `o` output tokens is met in proportion to the time it runs, hence to `o`, and then holds a
 length between `s` and `s + o`, each as likely: the mean length is `E[o(s + o/2)] / E[o]`, not the mean of `s + o`.
-Every output token takes one step; the token written in a step counts for half of it.
+Every output token takes one step; the token written in a step counts for half of it. A request without output stands
+at its length, and its weight is its share of the time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from kvmodel.architecture import Architecture
 from kvmodel.engines.contract import EnginePlan
@@ -22,7 +23,9 @@ from kvmodel.errors import ModelError, show
 Lengths = Sequence[tuple[int, int, float]]
 """(prompt tokens, output tokens, weight) of requests, weighted by how often they arrive."""
 
-_LONGEST_TOKENS = 2**24
+LONGEST_TOKENS = 2**24
+_MOST_POINTS = 4096
+"""Lengths at which bytes are counted; where requests run through more, a point stands for its neighbours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,38 +72,18 @@ def expected_plan_bytes(plan: EnginePlan, lengths: Lengths) -> ExpectedBytes:
         return _expected(plan.engine, lengths, plan.held_bytes)
     time_at: dict[int, float] = {}
     for prompt, output, weight in map(_checked, lengths):
-        time_at[prompt + output] = time_at.get(prompt + output, 0.0) + output * weight
+        time_at[prompt + output] = time_at.get(prompt + output, 0.0) + (output or 1) * weight
     return _distribution(plan.engine, [(tokens, time) for tokens, time in sorted(time_at.items())], plan.held_bytes)
 
 
-def lengths_of_histogram(
-    prompts: Iterable[tuple[float, float]], outputs: Iterable[tuple[float, float]]
-) -> list[tuple[int, int, float]]:
-    """Lengths of two independent histograms of (upper bound, count in the bucket): each bucket's middle stands for it.
-
-    An unbounded last bucket (`inf`) stands for its lower bound. Raises ModelError with field `prompts` or `outputs`.
-    """
-    middles = {}
-    for name, buckets in (("prompts", prompts), ("outputs", outputs)):
-        lower, found = 0.0, []
-        for bound, count in buckets:
-            if math.isnan(bound) or bound < lower or math.isnan(count) or count < 0:
-                raise ModelError(name, "is not a histogram of rising bounds and counts")
-            if count:
-                found.append((round(lower if math.isinf(bound) else (lower + bound) / 2), float(count)))
-            lower = bound
-        middles[name] = found
-    return [(s, o, m * n) for s, m in middles["prompts"] for o, n in middles["outputs"]]
-
-
 def _expected(label: str, lengths: Lengths, held: Callable[[int], float]) -> ExpectedBytes:
-    return _distribution(label, list(enumerate(_time_by_length(lengths))), held)
+    return _distribution(label, _time_by_length(lengths), held)
 
 
 def _distribution(label: str, time_at: list[tuple[int, float]], held: Callable[[int], float]) -> ExpectedBytes:
     sizes = [(float(held(tokens)), tokens, time) for tokens, time in time_at if time > 0]
     if not sizes:
-        raise ModelError("lengths", "hold no request with output")
+        raise ModelError("lengths", "hold no request that runs")
     total = math.fsum(time for _, _, time in sizes)
     mean = math.fsum(size * time for size, _, time in sizes) / total
     mean_tokens = math.fsum(tokens * time for _, tokens, time in sizes) / total
@@ -115,25 +98,39 @@ def _distribution(label: str, time_at: list[tuple[int, float]], held: Callable[[
         standard_deviation_bytes=math.sqrt(spread),
         mean_tokens=mean_tokens,
         standard_deviation_tokens=math.sqrt(spread_tokens),
-        longest_tokens=sizes[-1][1],
+        longest_tokens=max(tokens for _, tokens, _ in sizes),
         _steps=tuple(steps.items()),
     )
 
 
-def _time_by_length(lengths: Lengths) -> list[float]:
-    """Steps spent at each length. A step from `t` to `t + 1` tokens counts half for either."""
+def _time_by_length(lengths: Lengths) -> list[tuple[int, float]]:
+    """(length, steps spent at it). A step from `t` to `t + 1` tokens counts half for either."""
     checked = [_checked(entry) for entry in lengths]
-    changes = [0.0] * (max((s + o for s, o, _ in checked), default=0) + 2)
+    found = [(prompt, weight) for prompt, output, weight in checked if not output]
+    changes: dict[int, float] = {}
     for prompt, output, weight in checked:
         if output:
             # Halves of `output` steps: those that begin at prompt..prompt+output-1, and end one further.
             for first in (prompt, prompt + 1):
-                changes[first] += weight / 2
-                changes[first + output] -= weight / 2
-    time_at = [max(0.0, time) for time in accumulate(changes)]
-    smallest = min((weight for _, output, weight in checked if output and weight), default=0.0) / 4
+                changes[first] = changes.get(first, 0.0) + weight / 2
+                changes[first + output] = changes.get(first + output, 0.0) - weight / 2
+    edges = sorted(changes)
     # What rounding leaves where nothing runs is less than any request's share.
-    return [time if time >= smallest else 0.0 for time in time_at]
+    smallest = min((weight for _, output, weight in checked if output and weight), default=0.0) / 4
+    times = accumulate(changes[edge] for edge in edges)
+    run = [(*span, time) for span, time in zip(pairwise(edges), times, strict=False) if time >= smallest]
+    # Odd, so that a point is in the middle of those it stands for.
+    step = -(-sum(after - first for first, after, _ in run) // _MOST_POINTS) | 1
+    for first, after, time in run:
+        found += _points(first, after, time, step)
+    return found
+
+
+def _points(first: int, after: int, time: float, step: int) -> Iterator[tuple[int, float]]:
+    """Every `step`-th length of `first..after-1` with the time at those around it."""
+    for start in range(first, after, step):
+        end = min(start + step, after)
+        yield (start + end - 1) // 2, time * (end - start)
 
 
 def _checked(entry: tuple[int, int, float]) -> tuple[int, int, float]:
@@ -141,7 +138,7 @@ def _checked(entry: tuple[int, int, float]) -> tuple[int, int, float]:
         raise ModelError("lengths", "an entry is not (prompt tokens, output tokens, weight)")
     prompt, output, weight = entry
     for value in (prompt, output):
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LONGEST_TOKENS:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LONGEST_TOKENS:
             raise ModelError("lengths", f"{show(value)} is not a number of tokens")
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
         raise ModelError("lengths", f"{show(weight)} is not a weight")

@@ -4,7 +4,7 @@ A card that is present should be asked (NVML, CUDA): its driver knows better. Th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -82,6 +82,19 @@ def find_gpu(name: str) -> Gpu:
     if card is None:
         raise ModelError("gpu", f"unknown card {show(name)}; give its memory instead, or one of {', '.join(cards)}")
     return cards[card]
+
+
+def card_of(name: str | None, usable_bytes: int | None) -> Gpu | None:
+    """The card of a name, with `usable_bytes` in place of the table's; of these alone where there is no name.
+
+    Raises ModelError (field `gpu`) for a name the table does not have.
+    """
+    if name is not None:
+        found = find_gpu(name)
+        return found if usable_bytes is None else replace(found, usable_bytes=usable_bytes)
+    if usable_bytes is None:
+        return None
+    return Gpu("", (), 0, usable_bytes, False, "given", 0.0, "", MappingProxyType({}), "given")
 
 
 def gpus_needed(total_bytes: int, gpu_bytes: int, num_attention_heads: int) -> GpusNeeded:

@@ -13,16 +13,17 @@ from types import MappingProxyType
 from kvmodel.activations import activation_peak, graph_memory
 from kvmodel.architecture import Architecture
 from kvmodel.dtypes import model_dtype
+from kvmodel.engines.vllm.profiles import profile_of
+from kvmodel.engines.vllm.scheduling import usual_batches
 from kvmodel.errors import ModelError, show
 from kvmodel.resident import resident_extras
 from kvmodel.startup import WORKSPACES, Interval, Startup, other_startup, vllm_startup
 
 __all__ = ["Interval", "MemoryPrediction", "predict_memory"]
 
+_MIB = 2**20
 _GIB = 2**30
 _ENGINES = ("vllm", "sglang", "tensorrt_llm")
-_LARGE_CARD = (8192, 1024)
-_SMALL_BATCH_CARDS = ("a100", "gb10")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +88,10 @@ def predict_memory(
 
     vLLM: the pool is `ceil(total * utilization) - weights - activation peak - memory outside the allocator`, less a
     CUDA graph estimate since 0.21. SGLang: `gpu_memory_utilization` is `mem_fraction_static`, the pool
-    `free after loading - total * (1 - fraction)`; activations and graphs share the rest. TensorRT-LLM: it is
+    `free after loading - free before it * (1 - fraction)`; activations and graphs share the rest. TensorRT-LLM: it is
     `free_gpu_memory_fraction`, a share of what is free after a trial run. `kv_cache_bytes` (vLLM's
-    `--kv-cache-memory-bytes`) replaces the pool. Flags left out take vLLM's defaults for a card of this size. Raises
-    ModelError naming the argument at fault.
+    `--kv-cache-memory-bytes`) replaces the pool. Flags left out take the version's defaults for a card of this size.
+    Raises ModelError naming the argument at fault.
     """
     _check_arguments(weights_bytes_per_gpu, gpu_total_bytes, gpu_memory_utilization, kv_cache_bytes, free_bytes)
     architecture.check_tp(tp)
@@ -100,9 +101,12 @@ def predict_memory(
         dtype = model_dtype(dtype)
     startup = _startup(engine, engine_version, tp, pp)
     notes = list(startup.notes)
-    default = _default_batch(gpu_total_bytes, gpu_name)
-    if gpu_name is None and default == _LARGE_CARD and None in (max_num_batched_tokens, max_num_seqs):
-        notes.append("defaults of an H100-class card; an A100 takes 2048 tokens and 256 sequences")
+    default = _default_batch(engine, engine_version, gpu_total_bytes, gpu_name or "")
+    if not gpu_name and None in (max_num_batched_tokens, max_num_seqs):
+        smaller = _default_batch(engine, engine_version, gpu_total_bytes, "a100")
+        if smaller != default:
+            seen = f"{smaller[0]} tokens and {smaller[1]} sequences"
+            notes.append(f"defaults of an H100-class card; an A100 takes {seen}")
     tokens, seqs = _batch(default, max_num_batched_tokens, max_num_seqs, max_model_len)
     graphs = graph_memory(architecture, seqs=seqs, enforce_eager=enforce_eager)
     if not enforce_eager:
@@ -122,7 +126,7 @@ def predict_memory(
     elif engine == "vllm":
         pool = _vllm_pool(parts, gpu_total_bytes, free, gpu_memory_utilization, notes)
     elif engine == "sglang":
-        pool = _sglang_pool(parts, gpu_total_bytes, free, gpu_memory_utilization, notes)
+        pool = _sglang_pool(parts, free, gpu_memory_utilization, notes)
     else:
         pool = _tensorrt_pool(parts, free, gpu_memory_utilization, notes)
     total = _total(parts, pool, engine == "vllm" and kv_cache_bytes is None, gpu_total_bytes, gpu_memory_utilization)
@@ -162,12 +166,30 @@ def _vllm_pool(parts: _Parts, total_bytes: int, free_bytes: int, utilization: fl
     return _remainder(requested, spent, notes)
 
 
-def _sglang_pool(parts: _Parts, total_bytes: int, free_bytes: int, fraction: float, notes: list[str]) -> Interval:
-    reserved = total_bytes - math.floor(total_bytes * fraction)
+def _sglang_pool(parts: _Parts, free_bytes: int, fraction: float, notes: list[str]) -> Interval:
+    from kvmodel.engines.sglang.budget import available_kv_bytes
+
+    outside, loaded = _sum(parts.outside, ""), _sum([parts.weights, *parts.inside], "")
+
+    def left(outside_bytes: int, loaded_bytes: int) -> int:
+        before = max(1, free_bytes - outside_bytes)
+        return available_kv_bytes(
+            free_bytes=max(1, before - loaded_bytes), free_before_weights_bytes=before, mem_fraction_static=fraction
+        )
+
+    reserved = int((free_bytes - outside.expected_bytes) * (1 - fraction))
     run = _sum([parts.activations, parts.graphs, parts.workspace], "")
     if run.expected_bytes > reserved:
         notes.append(f"activations and graphs need about {run.expected_bytes} bytes, only {reserved} are left for them")
-    return _remainder(free_bytes - reserved, [parts.weights, *parts.outside, *parts.inside], notes)
+    expected = left(outside.expected_bytes, loaded.expected_bytes)
+    if not expected:
+        notes.append(f"weights and overheads exceed a share of {fraction:g}: the engine would not start")
+    return Interval(
+        left(outside.high_bytes, loaded.high_bytes),
+        expected,
+        left(outside.low_bytes, loaded.low_bytes),
+        f"mem_fraction_static {fraction:g} of what is free before the weights, less what is loaded",
+    )
 
 
 def _tensorrt_pool(parts: _Parts, free_bytes: int, fraction: float, notes: list[str]) -> Interval:
@@ -214,14 +236,15 @@ def _components(parts: _Parts, pool: Interval) -> dict[str, Interval]:
     return components
 
 
-def _default_batch(total_bytes: int, gpu_name: str | None) -> tuple[int, int]:
-    """Tokens and sequences of a step (`engine/arg_utils.py`, `get_batch_defaults`, for the API server)."""
-    name = (gpu_name or "").lower()
-    if total_bytes >= 160 * _GIB:
-        return 16384, 1024
-    if total_bytes >= 70 * _GIB and not any(small in name for small in _SMALL_BATCH_CARDS):
-        return _LARGE_CARD
-    return 2048, 256
+def _default_batch(engine: str, version: str | None, total_bytes: int, name: str) -> tuple[int, int]:
+    """Tokens and sequences of a step; of TensorRT-LLM's too, vLLM's stand in."""
+    tokens, seqs = usual_batches(profile_of(version if engine == "vllm" else None), total_bytes, name)
+    if engine == "sglang":
+        # Here, not above: plans of other engines need none of it.
+        from kvmodel.engines.sglang.budget import chunked_prefill_tokens
+
+        tokens = chunked_prefill_tokens(total_bytes // _MIB, version)
+    return tokens, seqs
 
 
 def _batch(

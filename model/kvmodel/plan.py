@@ -8,10 +8,11 @@ from functools import lru_cache
 
 from kvmodel.architecture import Architecture, load_architecture, load_config, read_architecture
 from kvmodel.cases import FIELDS, Case, read_case
-from kvmodel.engine_cases import default_utilization, plan_engine
+from kvmodel.engine_cases import default_utilization, left_aside, plan_engine
 from kvmodel.engines.contract import EnginePlan
 from kvmodel.errors import ModelError, show
-from kvmodel.gpus import Gpu, find_gpu
+from kvmodel.expected import Lengths, expected_ideal_bytes, expected_plan_bytes
+from kvmodel.gpus import Gpu, card_of
 from kvmodel.latency import Latency, estimate_latency
 from kvmodel.overheads import MemoryPrediction, predict_memory
 from kvmodel.parameters import WeightsEstimate, estimate_weights
@@ -73,6 +74,7 @@ def plan(case: Mapping[str, object]) -> Result:
         "profile": None,
         "ideal": None,
         "engine_plan": None,
+        "expected": None,
         "memory": None,
         "latency": None,
         "advice": [],
@@ -99,15 +101,21 @@ def _fill(result: Result, case: Case, warnings: list[str]) -> None:
     if result["model"] is None:
         result["model"] = architecture.architectures[0] if architecture.architectures else architecture.model_type
     result["ideal"] = _ideal(architecture, case.at_tokens)
-    gpu = find_gpu(case.gpu) if case.gpu is not None else None
+    lengths = case.lengths or (((case.tokens_per_request, 0, 1.0),) if case.tokens_per_request is not None else None)
+    expected = None if lengths is None else _expected_ideal(architecture, lengths)
+    result["expected"] = expected
+    gpu = card_of(case.gpu, None if case.gpu_memory_gib is None else int(case.gpu_memory_gib * _GIB))
+    warnings += left_aside(case)
     answer = _answer(case, subject, gpu, warnings)
     if answer.engine is not None:
+        longest = case.max_model_len or architecture.max_position_embeddings
         result["profile"] = answer.engine.profile
-        result["engine_plan"] = _engine_view(
-            answer.engine, case, case.max_model_len or architecture.max_position_embeddings
-        )
+        result["engine_plan"] = _engine_view(answer.engine, case, longest)
+        if lengths is not None and expected is not None:
+            expected |= _expected_plan(answer.engine, lengths)
+            warnings += _too_long(lengths, longest)
         warnings += [warning for warning in answer.engine.warnings if warning not in warnings]
-    result["memory"] = _memory_view(answer, _card_bytes(case, gpu))
+    result["memory"] = _memory_view(answer, _card_bytes(gpu))
     result["latency"] = _latency_view(_latency(case, subject, gpu, answer))
     result["advice"] = _advice(case, subject, gpu, answer)
 
@@ -155,8 +163,43 @@ def _ideal(architecture: Architecture, at_tokens: tuple[int, ...]) -> Result:
     }
 
 
+def _expected_ideal(architecture: Architecture, lengths: Lengths) -> Result:
+    """What one running request holds on average, not rounded and not cut; of the engine nothing yet."""
+    ideal = expected_ideal_bytes(architecture, lengths, encoder_tokens=architecture.encoder_tokens or 0)
+    return {
+        "label": "live bytes of one running request, on average over time",
+        "mean_tokens": ideal.mean_tokens,
+        "standard_deviation_tokens": ideal.standard_deviation_tokens,
+        "longest_tokens": ideal.longest_tokens,
+        "ideal_bytes": ideal.mean_bytes,
+        "ideal_p95_bytes": ideal.quantile_bytes(0.95),
+        "plan_bytes": None,
+        "plan_p95_bytes": None,
+        "concurrency": None,
+    }
+
+
+def _expected_plan(engine: EnginePlan, lengths: Lengths) -> Result:
+    """The same in the engine's blocks on each GPU, and how many such requests the pool holds."""
+    held = expected_plan_bytes(engine, lengths)
+    fitting = engine.pool_bytes / held.mean_bytes if held.mean_bytes else math.inf
+    most = min(fitting, math.inf if engine.max_requests is None else engine.max_requests)
+    return {
+        "plan_bytes": held.mean_bytes,
+        "plan_p95_bytes": held.quantile_bytes(0.95),
+        "concurrency": most if math.isfinite(most) else None,
+    }
+
+
+def _too_long(lengths: Lengths, longest: int | None) -> list[str]:
+    most = max(prompt + output for prompt, output, _ in lengths)
+    return (
+        [] if longest is None or most <= longest else [f"{most} tokens are more than the longest request's {longest}"]
+    )
+
+
 def _answer(case: Case, subject: _Subject, gpu: Gpu | None, warnings: list[str]) -> _Answer:
-    total_bytes = _card_bytes(case, gpu)
+    total_bytes = _card_bytes(gpu)
     weights_bytes = _weights_bytes(case, subject, warnings)
     memory = None
     if total_bytes is not None and weights_bytes is not None and case.engine in {"vllm", "sglang", "tensorrt-llm"}:
@@ -164,7 +207,9 @@ def _answer(case: Case, subject: _Subject, gpu: Gpu | None, warnings: list[str])
             subject.architecture,
             weights_bytes_per_gpu=weights_bytes,
             gpu_total_bytes=total_bytes,
-            gpu_memory_utilization=_utilization(case),
+            gpu_memory_utilization=case.gpu_memory_utilization
+            or default_utilization(case, subject.architecture, subject.config, gpu),
+            gpu_name=None if gpu is None else gpu.name,
             engine=case.engine.replace("-", "_"),
             engine_version=case.engine_version,
             tp=case.tp,
@@ -183,20 +228,13 @@ def _answer(case: Case, subject: _Subject, gpu: Gpu | None, warnings: list[str])
         return _Answer(None, memory, weights_bytes, kv_bytes)
     engine = plan_engine(case, subject.architecture, kv_bytes, gpu)
     if engine is None:
-        warnings.append("neither the card nor the bytes for the KV cache are known: the pool is not sized")
+        known = "are not predicted from the card" if total_bytes is not None else "and the card are not known"
+        warnings.append(f"the bytes for the KV cache {known}: the pool is not sized")
     return _Answer(engine, memory, weights_bytes, kv_bytes)
 
 
-def _card_bytes(case: Case, gpu: Gpu | None) -> int | None:
-    if case.gpu_memory_gib is not None:
-        return int(case.gpu_memory_gib * _GIB)
+def _card_bytes(gpu: Gpu | None) -> int | None:
     return gpu.usable_bytes if gpu is not None else None
-
-
-def _utilization(case: Case) -> float:
-    if case.gpu_memory_utilization is not None:
-        return case.gpu_memory_utilization
-    return default_utilization(case.engine, case.engine_version)
 
 
 def _weights_bytes(case: Case, subject: _Subject, warnings: list[str]) -> int | None:

@@ -1,4 +1,4 @@
-"""Exact weight sizes of a checkpoint that is not on this disk: headers by ranged requests, a few MiB in all.
+"""Config and exact weight sizes of a model that is not on this disk: headers by ranged requests, a few MiB in all.
 
 The only part of the model that speaks to a network, and only when it is called.
 """
@@ -6,6 +6,7 @@ The only part of the model that speaks to a network, and only when it is called.
 from collections.abc import Mapping
 from typing import IO, cast
 
+from kvmodel.architecture import LARGEST_CONFIG_BYTES, parse_config
 from kvmodel.errors import ModelError, show
 from kvmodel.safetensors import Tensor, parse_header, parse_index
 from kvmodel.weights import INDEX, LARGEST_INDEX_BYTES, SINGLE, Weights, gather
@@ -13,6 +14,7 @@ from kvmodel.weights import INDEX, LARGEST_INDEX_BYTES, SINGLE, Weights, gather
 _TIMEOUT_SECONDS = 30.0
 _FIRST_BYTES = 2**18
 _MOST_SHARDS = 2000
+_CONFIG = "config.json"
 
 
 def read_weights_from_hub(
@@ -23,6 +25,24 @@ def read_weights_from_hub(
     Needs the package `huggingface_hub` for addresses and credentials. Raises ModelError: field `huggingface_hub` where
     it is not installed, `repo` for a name it does not accept, else the file and field at fault.
     """
+    folder_url, headers = _hub(repo, revision, endpoint, token)
+    return read_weights_from_url(folder_url, headers=headers)
+
+
+def read_config_from_hub(
+    repo: str, *, revision: str = "main", endpoint: str | None = None, token: str | None = None
+) -> Mapping[str, object]:
+    """The config.json of such a repository. Raises ModelError as `read_weights_from_hub`, and field `config`."""
+    folder_url, headers = _hub(repo, revision, endpoint, token)
+    address = folder_url + _CONFIG
+    found = _get(address, headers, 0, LARGEST_CONFIG_BYTES + 1)
+    if found is None:
+        raise ModelError("config", "there is no such file", address)
+    return parse_config(found[0], address)
+
+
+def _hub(repo: str, revision: str, endpoint: str | None, token: str | None) -> tuple[str, Mapping[str, str]]:
+    """The repository's address and the headers to ask it with."""
     try:
         from huggingface_hub import hf_hub_url  # type: ignore[import-not-found, unused-ignore]
         from huggingface_hub.utils import (  # type: ignore[import-not-found, unused-ignore]
@@ -35,8 +55,7 @@ def read_weights_from_hub(
         address = str(hf_hub_url(repo, SINGLE, revision=revision, endpoint=endpoint))
     except (HFValidationError, ValueError):
         raise ModelError("repo", f"{show(repo)} is not the name of a repository") from None
-    headers = cast("Mapping[str, str]", build_hf_headers(token=token))
-    return read_weights_from_url(address.removesuffix(SINGLE), headers=headers)
+    return address.removesuffix(SINGLE), cast("Mapping[str, str]", build_hf_headers(token=token))
 
 
 def read_weights_from_url(folder_url: str, *, headers: Mapping[str, str] | None = None) -> Weights:

@@ -153,6 +153,27 @@ def training_memory(
     )
 
 
+def zero_gpus_needed(memory: TrainingMemory, gpu_bytes: int, zero_stage: int) -> int | None:
+    """Data-parallel GPUs on which ZeRO cuts `memory` (of one rank, not cut over `dp` yet) to at most `gpu_bytes`.
+
+    None where what every rank keeps whole is more than that: activations, and the states the stage does not cut.
+    Raises ModelError naming the argument.
+    """
+    _check_count("gpu_bytes", gpu_bytes, _LARGEST)
+    if isinstance(zero_stage, bool) or zero_stage not in (0, 1, 2, 3):
+        raise ModelError("zero_stage", f"{show(zero_stage)} is not 0, 1, 2 or 3")
+    states = (memory.optimizer_bytes, memory.gradients_bytes, memory.weights_bytes)
+    cut = states[:zero_stage]
+    left = gpu_bytes - (memory.total_bytes - sum(cut))
+    if left < len(cut):
+        return None
+    ranks = max(1, -(-sum(cut) // max(1, left)))
+    # Each state is cut by itself and rounded up.
+    while sum(_cut(size, ranks) for size in cut) > left:
+        ranks += 1
+    return ranks
+
+
 def _base_bytes(bits: float | None, weight_bytes: int) -> float:
     if bits is None:
         return float(weight_bytes)

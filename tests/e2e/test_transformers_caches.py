@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kvmodel import ModelError, read_architecture
-from kvmodel.engines.transformers import cached_bytes
+from kvmodel.engines.transformers import plan
 from kvmodel.families import FAMILIES
 from kvmodel.nesting import WRAPPERS
 
@@ -141,7 +141,8 @@ def predicted(row: dict[str, Any], form: str) -> int | None:
     tokens = TOKENS + PROMPT_TOKENS.get(row["model_type"], 0)
     try:
         architecture = read_architecture(row[form])
-        return cached_bytes(architecture, tokens, dtype="bfloat16", encoder_tokens=row["encoder_tokens"])
+        encoder_tokens = row["encoder_tokens"] or None
+        return plan(architecture, length=tokens, dtype="bfloat16", encoder_tokens=encoder_tokens).pool_bytes
     except ModelError as error:
         if row["model_type"] in REFUSED:
             return None

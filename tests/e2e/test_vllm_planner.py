@@ -14,6 +14,7 @@ from kvmodel.layers import (
     ChunkedLocalAttention,
     CompressedLatentAttention,
     CrossAttention,
+    FullAttention,
     HeadsLayer,
     IndexKeys,
     LatentAttention,
@@ -31,14 +32,17 @@ from kvmodel.states import (
     ShortConvState,
     StateLayer,
 )
-from tests.model.known import known_models
+from tests.model.known import LLAMA_8B, known_models
 from tests.model.known_caches import known_caches
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
 
 CONFIGS = {model.id: model.config for model in known_models()} | {cache.id: cache.config for cache in known_caches()}
+SINKS = {"model_type": "PanguEmbedded", "architectures": ["PanguEmbeddedForCausalLM"], "param_sink_number": 128}
+CONFIGS["openPangu with sinks"] = {**LLAMA_8B, **SINKS}
 CASES = 400
 SEED = 20261124
+KV_DTYPES = ["auto", "auto", "fp8", "int8_per_token_head", "int4_per_token_head", "nvfp4", "turboquant_k8v4"]
 VERSION = "0.32.0"
 PLANNER = Path(__file__).with_name("vllm_planner.py")
 
@@ -64,6 +68,9 @@ def described(layer: Layer, architecture: Architecture) -> dict[str, Any]:
         case CompressedLatentAttention():
             width = layer.head_dim
             return {"kind": "compressed", "width": width, "head_dim": width, "entry_tokens": layer.tokens_per_entry}
+        case FullAttention(sink_tokens=sinks) if sinks:
+            widths = {"kv_heads": layer.kv_heads, "head_dim_k": layer.head_dim_k, "head_dim_v": layer.head_dim_v}
+            return {"kind": "full", "sinks": sinks, **widths}
         case HeadsLayer():
             kinds = {SlidingWindowAttention: "sliding", ChunkedLocalAttention: "chunked", CrossAttention: "cross"}
             widths = {"kv_heads": layer.kv_heads, "head_dim_k": layer.head_dim_k, "head_dim_v": layer.head_dim_v}
@@ -102,6 +109,16 @@ def described_state(layer: StateLayer, architecture: Architecture) -> dict[str, 
     return {"kind": kind, "shape": shape, "wide": wide}
 
 
+def skipped_layers(chance: random.Random, layers: list[dict[str, Any]], count: int) -> list[str]:
+    """None most of the time; else windows, or some layers."""
+    compressed = any("entry_tokens" in layer or layer["kind"] == "rows" for layer in layers)
+    widths = {(layer.get("kv_heads"), layer.get("head_dim_k")) for layer in layers if "shape" not in layer}
+    if chance.random() < 0.7 or compressed or len(widths) != 1:
+        return []
+    windows = ["sliding_window"] if any(layer["kind"] == "sliding" for layer in layers) else []
+    return chance.choice([windows, [str(place) for place in sorted(chance.sample(range(count), 2))]])
+
+
 def random_case(chance: random.Random, model_id: str) -> dict[str, Any]:
     """A set-up for both: the planner's words beside what is said to us."""
     architecture = read_architecture(CONFIGS[model_id])
@@ -124,7 +141,8 @@ def random_case(chance: random.Random, model_id: str) -> dict[str, Any]:
         "async_scheduling": chance.random() < 0.5,
         "hybrid_kv_cache": chance.random() < 0.75,
         "prefix_caching": chance.random() < 0.5,
-        "kv_dtype": chance.choice(["auto", "auto", "fp8", "int8_per_token_head", "int4_per_token_head"]),
+        "kv_dtype": chance.choice(KV_DTYPES),
+        "state_dtype": chance.choice(["auto", "auto", "float32", "bfloat16"]),
         "tp": tp,
         "pp": min(pp, architecture.num_layers),
         "dcp": chance.choice([1, 1, 1, 2]),
@@ -133,16 +151,26 @@ def random_case(chance: random.Random, model_id: str) -> dict[str, Any]:
         "encoder_tokens": architecture.encoder_tokens or (512 if architecture.has_cross_attention else 0),
         "kv_bytes": chance.randrange(1 << 30, 150 << 30),
     }
+    if any("sinks" in layer for layer in layers):
+        # Only the managers, not the planner, refuse blocks that the sinks do not fill.
+        case["kv_dtype"] = "auto"
+    packed = case["kv_dtype"] in ("nvfp4", "turboquant_k8v4")
+    widths = {(layer.get("kv_heads"), layer.get("head_dim_k")) for layer in layers if "shape" not in layer}
+    if packed and (any(layer["kind"] == "latent" for layer in layers) or len(widths) != 1):
+        case["kv_dtype"] = "auto"
     sparse = any(layer["kind"] == "index" for layer in layers) and not compressed
     if sparse or architecture.kv_cache_dtype is not None:
         case["kv_dtype"] = "auto"
+    case["kv_dtype_skip_layers"] = skipped_layers(chance, layers, architecture.num_layers)
+    if packed and any("shape" in layer for layer in layers):
+        case["kv_dtype_skip_layers"] = []
     if any(layer["kind"] in ("sliding", "chunked", "rows", "compressed") or "shape" in layer for layer in layers):
         case["dcp"] = 1
     attention = [layer for layer in layers if "shape" not in layer]
     if not attention:
         case["draft_layers"] = 0
     last = [layer for layer in attention if layer["block"] == attention[-1]["block"]]
-    layers += [{**layer, "block": architecture.num_layers - 1} for layer in last] * case["draft_layers"]
+    layers += [{**layer, "block": architecture.num_layers - 1, "draft": True} for layer in last] * case["draft_layers"]
     return {"id": model_id, "layers": layers, "stages": stage_sizes(architecture.num_layers, case["pp"]), **case}
 
 
@@ -206,7 +234,7 @@ def test_plans_are_those_of_vllms_own_code(vllm_python: Path) -> None:
     assert ran.returncode == 0, ran.stderr[-2000:]
     theirs = json.loads(ran.stdout.splitlines()[-1])
     wrong = [
-        f"{case['id']}: {found}"
+        f"{ ({name: value for name, value in case.items() if name != 'layers'}) }: {found}"
         for case, plan in zip(cases, theirs, strict=True)
         if (found := difference(case, ours(case), plan)) is not None
     ]

@@ -5,22 +5,28 @@ the settings that the planning code looks at; the code is vLLM's (`v1/core/kv_ca
 `platforms/interface.py`), its configuration objects are stand-ins that hold those settings.
 """
 
+import importlib
 import itertools
 import json
 import math
 import sys
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
 import vllm.model_executor.models as vllm_models
+from vllm.model_executor.layers.attention.attention import _largest_kernel_block_within
 from vllm.model_executor.layers.attention.mla_attention import MLACommonBackend
+from vllm.model_executor.layers.mamba.mamba_utils import MambaStateDtypeCalculator as Dtypes
 from vllm.model_executor.layers.mamba.mamba_utils import MambaStateShapeCalculator as Shapes
+from vllm.model_executor.layers.quantization.turboquant.config import TurboQuantConfig
 from vllm.platforms.interface import Platform
 from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE, get_dtype_size
 from vllm.v1.attention.backend import AttentionBackend, MultipleOf
 from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
+from vllm.v1.attention.backends.turboquant_attn import TurboQuantAttentionBackend
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
@@ -29,12 +35,18 @@ from vllm.v1.kv_cache_interface import (
     KVCacheSpec,
     MambaSpec,
     MLAAttentionSpec,
+    SinkFullAttentionSpec,
     SlidingWindowMLASpec,
     SlidingWindowSpec,
     UniformTypeKVCacheSpecs,
     get_kv_quant_mode,
 )
 from vllm.v1.kv_cache_layout import KVCacheLayout
+
+# FlashInfer's kernels are no part of the plan, and of an environment without a GPU.
+for name in ("", ".decode", ".prefill", ".utils"):
+    sys.modules[f"flashinfer{name}"] = mock.MagicMock(__spec__=ModuleSpec(f"flashinfer{name}", None))
+FlashInferBackend = importlib.import_module("vllm.v1.attention.backends.flashinfer").FlashInferBackend
 
 Case = dict[str, Any]
 COMPRESSED_ROW_BYTES = 584
@@ -50,7 +62,11 @@ class Backend(AttentionBackend):
 
     @classmethod
     def customize_spec(cls, spec: Any) -> Any:
-        return TritonAttentionBackend.customize_spec(spec)
+        mode = spec.kv_quant_mode
+        if mode.is_nvfp4:
+            return FlashInferBackend.customize_spec(spec)
+        owner = TurboQuantAttentionBackend if mode.is_turboquant else TritonAttentionBackend
+        return owner.customize_spec(spec)
 
 
 class Machine(Platform):
@@ -61,14 +77,16 @@ class Machine(Platform):
         return [Backend]
 
 
-def state(layer: Case, tp: int, drafts: int) -> tuple[Any, Any]:
-    """Shapes and dtypes of a state layer's tensors on one rank."""
+def state(layer: Case, tp: int, drafts: int, named: str) -> tuple[Any, Any]:
+    """Shapes and dtypes of a state layer's tensors on one rank, `named` the flag for the recurrent one."""
     kind, shape = layer["kind"], layer["shape"]
     half, wide = torch.bfloat16, torch.float32
     if kind == "mamba1":
-        return Shapes.mamba1_state_shape(tp_world_size=tp, **shape), (half, half)
+        return Shapes.mamba1_state_shape(tp_world_size=tp, **shape), Dtypes.mamba1_state_dtype(half, "auto", named)
     if kind == "lightning":
-        return Shapes.linear_attention_state_shape(tp_size=tp, **shape), (half,)
+        return Shapes.linear_attention_state_shape(tp_size=tp, **shape), Dtypes.linear_attention_state_dtype(
+            half, named
+        )
     if kind == "short_conv":
         return Shapes.short_conv_state_shape(tp_world_size=tp, num_spec=drafts, **shape), (half,)
     of = {
@@ -76,7 +94,10 @@ def state(layer: Case, tp: int, drafts: int) -> tuple[Any, Any]:
         "gated_delta_net": Shapes.gated_delta_net_state_shape,
         "kimi_delta": Shapes.kda_state_shape,
     }[kind]
-    return of(tp_world_size=tp, num_spec=drafts, **shape), (half, wide if layer["wide"] else half)
+    shapes = of(tp_world_size=tp, num_spec=drafts, **shape)
+    if named != "auto":
+        return shapes, Dtypes.kda_state_dtype(half, "auto", named)
+    return shapes, (half, wide if layer["wide"] else half)
 
 
 def settings(case: Case) -> Any:
@@ -84,8 +105,12 @@ def settings(case: Case) -> Any:
     align = case["prefix_caching"] and any("shape" in layer for layer in case["layers"])
     packed = any("entry_tokens" in layer or layer["kind"] == "rows" for layer in case["layers"])
     layout = KVCacheLayout.BLHNC if packed else KVCacheLayout.LBNHC
-    attention = next((layer for layer in case["layers"] if layer["kind"] in ("full", "latent")), None)
+    attention = next((layer for layer in case["layers"] if layer["kind"] in ("full", "latent", "sliding")), None)
     heads = max(1, attention.get("kv_heads", 1) // case["tp"]) if attention else 1
+    skips = set(case["kv_dtype_skip_layers"])
+    if case["kv_dtype"].startswith("turboquant") and not any("shape" in layer for layer in case["layers"]):
+        text = SimpleNamespace(num_hidden_layers=sum(case["stages"]))
+        skips |= set(TurboQuantConfig.get_boundary_skip_layers(SimpleNamespace(is_hybrid=False, hf_text_config=text)))
     batches = case["pp"] + 1 if case["async_scheduling"] else case["pp"]
     return SimpleNamespace(
         max_in_flight_tokens=batches * case["max_num_batched_tokens"],
@@ -105,7 +130,8 @@ def settings(case: Case) -> Any:
             cache_dtype=case["kv_dtype"],
             enable_prefix_caching=case["prefix_caching"],
             get_resolved_kv_cache_layout=lambda: layout,
-            kv_cache_dtype_skip_layers=None,
+            kv_cache_dtype_skip_layers=sorted(skips),
+            skip_page_size_padded=None,
             mamba_block_size=None,
             mamba_cache_mode="align" if align else "none",
             mamba_page_size_padded=None,
@@ -130,7 +156,7 @@ def align(case: Case, config: Any) -> None:
     states = [layer for layer in case["layers"] if "shape" in layer]
     if not states or not any(layer["kind"] in ("full", "latent") for layer in case["layers"]):
         return
-    pages = [state(layer, case["tp"], case["speculative_tokens"]) for layer in states]
+    pages = [state(layer, case["tp"], case["speculative_tokens"], case["state_dtype"]) for layer in states]
     shapes, dtypes = max(
         pages, key=lambda page: sum(math.prod(s) * get_dtype_size(d) for s, d in zip(*page, strict=True))
     )
@@ -146,11 +172,15 @@ def align(case: Case, config: Any) -> None:
 def specs(layer: Case, case: Case, config: Any) -> list[KVCacheSpec]:
     """A layer's caches, as vLLM's layers describe them."""
     cache, kind = config.cache_config, layer["kind"]
-    dtype = STR_DTYPE_TO_TORCH_DTYPE.get(case["kv_dtype"], torch.bfloat16)
+    skips = cache.kv_cache_dtype_skip_layers
+    numbered = str(layer["block"]) in skips and not layer.get("draft")
+    skipped = numbered or (kind == "sliding" and "sliding_window" in skips)
+    name = "auto" if skipped else case["kv_dtype"]
+    dtype = STR_DTYPE_TO_TORCH_DTYPE.get(name, torch.bfloat16)
     block, heads = cache.block_size, max(1, layer.get("kv_heads", 1) // case["tp"])
-    quantised = get_kv_quant_mode(case["kv_dtype"])
+    quantised = get_kv_quant_mode(name)
     if "shape" in layer:
-        shapes, dtypes = state(layer, case["tp"], case["speculative_tokens"])
+        shapes, dtypes = state(layer, case["tp"], case["speculative_tokens"], case["state_dtype"])
         return [
             MambaSpec(
                 block_size=cache.mamba_block_size or case["max_model_len"],
@@ -172,12 +202,22 @@ def specs(layer: Case, case: Case, config: Any) -> list[KVCacheSpec]:
     heads_of = {"num_kv_heads": heads, "head_size": layer["head_dim_k"], "head_size_v": layer["head_dim_v"]}
     heads_of |= {"block_size": block, "dtype": dtype, "kv_quant_mode": quantised}
     if kind == "sliding":
-        spec: Any = SlidingWindowSpec(sliding_window=layer["window"], **heads_of)
+        spec: Any = sliding(layer["window"], heads_of, cache.skip_page_size_padded)
+    elif layer.get("sinks"):
+        spec = SinkFullAttentionSpec(sink_len=layer["sinks"], **heads_of)
     elif kind == "chunked":
         spec = ChunkedLocalAttentionSpec(attention_chunk_size=layer["window"], **heads_of)
     else:
         spec = (CrossAttentionSpec if kind == "cross" else FullAttentionSpec)(**heads_of)
     return [Backend.customize_spec(spec)]
+
+
+def sliding(window: int, heads_of: Case, shared_page: int | None) -> Any:
+    """A window's cache: in the largest block that the shared page holds (`Attention.get_kv_cache_spec`)."""
+    one = Backend.customize_spec(SlidingWindowSpec(sliding_window=window, **{**heads_of, "block_size": 1}))
+    token, block = one.real_page_size_bytes, heads_of["block_size"]
+    own = _largest_kernel_block_within(Backend, token, shared_page or token * block, block, one)
+    return SlidingWindowSpec(sliding_window=window, page_size_padded=shared_page, **{**heads_of, "block_size": own})
 
 
 def compressed(layer: Case, block: int) -> list[KVCacheSpec]:
@@ -222,6 +262,8 @@ def plan(case: Case) -> Case:
     config = settings(case)
     try:
         align(case, config)
+        if config.cache_config.kv_cache_dtype_skip_layers:
+            Machine._align_heterogeneous_kv_block_size(config, Backend)
         described = [spec for layer in case["layers"] for spec in specs(layer, case, config)]
         named = {f"layer.{place}": spec for place, spec in enumerate(described)}
         stages = list(itertools.pairwise([0, *itertools.accumulate(case["stages"])]))

@@ -1,7 +1,7 @@
 """Expected live bytes: the formulas of length-biased sampling, and sums over blocks."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from kvmodel import ModelError, read_architecture
 from kvmodel.engines import plan_of
-from kvmodel.expected import ExpectedBytes, expected_ideal_bytes, expected_plan_bytes, lengths_of_histogram
+from kvmodel.engines.contract import EnginePlan
+from kvmodel.expected import ExpectedBytes, expected_ideal_bytes, expected_plan_bytes
 
 from .known import LLAMA_8B, known_config
 from .known_caches import known_cache_config
@@ -82,13 +83,35 @@ def test_a_reservation_is_held_from_the_start() -> None:
     assert found.mean_bytes == pytest.approx((50 * 150 + 100 * 110) / 150 * TOKEN)
 
 
-def test_a_histogram_is_read_by_its_middles() -> None:
-    lengths = lengths_of_histogram([(10, 2), (30, 1)], [(100, 4), (math.inf, 1)])
-    assert lengths == [(5, 50, 8.0), (5, 100, 2.0), (20, 50, 4.0), (20, 100, 1.0)]
+def test_requests_without_output_stand_at_their_length() -> None:
+    found = expected_ideal_bytes(LLAMA, [(512, 0, 3), (4096, 0, 1)])
+    assert found.mean_tokens == 1408
+    assert found.mean_bytes == 1408 * TOKEN
+    assert found.quantile_bytes(0.75) == 512 * TOKEN
+    assert found.longest_tokens == 4096
+    reserved = plan_of("tgi")(LLAMA, kv_bytes=2**33, max_total_tokens=4096)
+    assert expected_plan_bytes(reserved, [(512, 0, 3), (4096, 0, 1)]).mean_bytes == 1408 * TOKEN
+
+
+def test_a_long_way_is_counted_at_some_of_its_lengths() -> None:
+    calls = 0
+
+    class Counted:
+        engine, reserves = "counted", False
+
+        def held_bytes(self, tokens: int) -> int:
+            nonlocal calls
+            calls += 1
+            return tokens
+
+    lengths: list[tuple[int, int, float]] = [(1000, 10**7, 1.0), (5, 3_000_000, 2.0)]
+    found = expected_plan_bytes(cast("EnginePlan", Counted()), lengths)
+    assert found.mean_bytes == pytest.approx(closed_form(lengths)[0], rel=1e-3)
+    assert calls <= 4200
 
 
 @pytest.mark.parametrize(
-    "lengths", [[], [(5, 0, 1.0)], [(5, 5, 0.0)], [(5, 5, -1)], [(5, 5, math.nan)], [(-1, 5, 1)], [(5, 2**40, 1)]]
+    "lengths", [[], [(5, 0, 0.0)], [(5, 5, 0.0)], [(5, 5, -1)], [(5, 5, math.nan)], [(-1, 5, 1)], [(5, 2**40, 1)]]
 )
 def test_bad_lengths_are_refused(lengths: list[Any]) -> None:
     with pytest.raises(ModelError) as caught:
@@ -97,13 +120,6 @@ def test_bad_lengths_are_refused(lengths: list[Any]) -> None:
     with pytest.raises(ModelError) as caught:
         expected_plan_bytes(plan_of("tgi")(LLAMA, kv_bytes=2**33), lengths)
     assert caught.value.field == "lengths"
-
-
-@pytest.mark.parametrize("buckets", [[(10, -1)], [(10, 1), (5, 1)], [(math.nan, 1)]])
-def test_bad_histograms_are_refused(buckets: list[tuple[float, float]]) -> None:
-    with pytest.raises(ModelError) as caught:
-        lengths_of_histogram(buckets, [(10, 1)])
-    assert caught.value.field == "prompts"
 
 
 def test_a_bad_share_is_refused() -> None:

@@ -52,6 +52,7 @@ def test_numbers_come_back_as_typed(number: float, whole: int) -> None:
 
 def test_every_field_of_a_case_has_its_flag_and_its_type() -> None:
     typed = {"text": "x", "int": "3", "number": "0.5", "flag": "on", "object": '{"a": 1}', "ints": "1,2"}
+    typed |= {"texts": "0,sliding_window", "lengths": "512:3,4096"}
     arguments = [f"--{name.replace('_', '-')}={typed[field.kind]}" for name, field in FIELDS.items()]
     (case,) = cases(*arguments)
     assert list(case) == list(FIELDS)
@@ -81,6 +82,22 @@ def test_lengths_are_one_value_not_a_list_of_cases() -> None:
     assert cases("--at-tokens", "1,2048") == [{"at_tokens": [1, 2048]}]
 
 
+@pytest.mark.parametrize(
+    ("typed", "entries"),
+    [
+        ("512:3,4096:1", [{"tokens": 512, "weight": 3.0}, {"tokens": 4096, "weight": 1.0}]),
+        ("700", [{"tokens": 700, "weight": 1}]),
+        (
+            "100+50:0.5, 7 + 300",
+            [{"prompt": 100, "output": 50, "weight": 0.5}, {"prompt": 7, "output": 300, "weight": 1}],
+        ),
+    ],
+)
+def test_a_distribution_of_lengths(typed: str, entries: list[object]) -> None:
+    assert cases("--lengths", typed) == [{"lengths": entries}]
+    read_case({"config": {}, "lengths": entries})
+
+
 def test_a_path_that_exists_keeps_its_comma(tmp_path: Path) -> None:
     path = tmp_path / "llama,8b"
     path.mkdir()
@@ -102,6 +119,10 @@ def test_only_what_differs_counts_as_varied() -> None:
         (["--tp", ""], ["tp", "empty"]),
         (["--gpu-memory-gib", "nan"], ["gpu_memory_gib", "nan"]),
         (["--gpu-memory-gib", "1e999"], ["gpu_memory_gib"]),
+        (["--lengths", "512:3,"], ["lengths", "empty"]),
+        (["--lengths", "512:often"], ["lengths", "'often'"]),
+        (["--lengths", "x:1"], ["lengths", "'x'"]),
+        (["--lengths", "5+:1"], ["lengths", "''"]),
         (["--enforce-eager", "maybe"], ["enforce_eager", "maybe"]),
         (["--config", "[1]"], ["config", "JSON object"]),
         (["--config", "[" * 100_000], ["config", "JSON object"]),

@@ -11,9 +11,9 @@ import pytest
 
 from kvgauge.planner.fitting import fit_context
 from kvmodel.plan import plan
-from tests.planner.test_training import LLAMA
+from tests.model.known import LLAMA_8B
 
-CASE: dict[str, object] = {"config": LLAMA, "gpu": "h100-80gb"}
+CASE: dict[str, object] = {"config": LLAMA_8B, "gpu": "h100-80gb"}
 MAIN = "import sys; from kvgauge.planner import main; main(sys.argv[1:])"
 
 
@@ -28,7 +28,7 @@ def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model's folder without weights."""
     made = tmp_path_factory.mktemp("llama")
-    (made / "config.json").write_text(json.dumps(LLAMA))
+    (made / "config.json").write_text(json.dumps(LLAMA_8B))
     return made
 
 

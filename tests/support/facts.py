@@ -14,22 +14,10 @@ from kvgauge.observe.records import (
     SourceState,
 )
 from kvmodel import Weights, read_architecture
+from tests.model.known import LLAMA_8B
 
 GIB = 1 << 30
 
-LLAMA_8B: dict[str, object] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "torch_dtype": "bfloat16",
-    "tie_word_embeddings": False,
-}
 LLAMA_8B_PARAMETERS = 8_030_261_248
 
 RANK = RankReading(

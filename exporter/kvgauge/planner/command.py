@@ -42,9 +42,20 @@ def _dispatch(typed: argparse.Namespace, plan: Plan, fields: Fields) -> None:
     if typed.train:
         from kvgauge.planner import training
 
-        training.run(flags.cases({**fields, **flags.TRAINING}, vars(typed)), as_json=typed.json)
+        found = flags.cases({**fields, **flags.TRAINING}, vars(typed))
+        if typed.hub:
+            from kvgauge.planner import hub
+
+            found = hub.training_cases(found)
+        training.run(found, as_json=typed.json)
         return
     found = flags.cases(fields, vars(typed))
+    if typed.hub:
+        from kvgauge.planner import hub
+
+        plan = hub.planner(plan)
+        if typed.batch is None:
+            found = hub.with_configs(found)
     if typed.batch is not None:
         from kvgauge.planner import batch
 
@@ -63,6 +74,8 @@ def _check_modes(typed: argparse.Namespace) -> None:
     chosen = [mode for mode in _MODES if getattr(typed, mode) not in (None, False)]
     if len(chosen) > 1:
         raise InputError(f"{_flag(chosen[0])} and {_flag(chosen[1])} exclude each other")
+    if typed.hub and typed.measure_cache:
+        raise InputError("--hub fetches no weights, which --measure-cache needs")
     if typed.plot is not None and chosen:
         raise InputError(f"--plot draws one plan: it does not go with {_flag(chosen[0])}")
     needs = dict.fromkeys(flags.FITTING, "fit")

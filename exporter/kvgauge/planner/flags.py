@@ -31,7 +31,7 @@ class FieldLike(Protocol):
 
     @property
     def kind(self) -> str:
-        """`text`, `int`, `number`, `flag`, `object` or `ints`."""
+        """`text`, `int`, `number`, `flag`, `object`, `ints`, `texts` or `lengths`."""
 
     @property
     def help(self) -> str:
@@ -97,8 +97,9 @@ def cases(fields: Fields, typed: Mapping[str, object]) -> list[Case]:
 
 
 def varied(found: Sequence[Case]) -> list[str]:
-    """The fields in which the cases differ, in the order of the flags."""
-    return [name for name in found[0] if any(case[name] != found[0][name] for case in found)] if found else []
+    """The fields in which the cases differ, in the order of the flags; a config differs as its model does."""
+    names = [name for name in found[0] if name != "config"] if found else []
+    return [name for name in names if any(case[name] != found[0][name] for case in found)]
 
 
 def _add_field(group: "argparse._ArgumentGroup", name: str, field: FieldLike) -> None:
@@ -116,6 +117,11 @@ def _add_field(group: "argparse._ArgumentGroup", name: str, field: FieldLike) ->
 
 def _add_modes(made: OneLineParser) -> None:
     modes = made.add_argument_group("what to do with it")
+    modes.add_argument(
+        "--hub",
+        action="store_true",
+        help="--model is a repository of the Hugging Face Hub: its config and weights' headers are fetched",
+    )
     modes.add_argument("--json", action="store_true", help="the plan as JSON; a list where flags hold lists")
     modes.add_argument(
         "--fit",
@@ -150,6 +156,10 @@ def _values(name: str, field: FieldLike, typed: object) -> list[object]:
         return [_object(name, text)]
     if field.kind == "ints":
         return [[_whole(name, item) for item in _items(name, text)]]
+    if field.kind == "texts":
+        return [_items(name, text)]
+    if field.kind == "lengths":
+        return [[_length(name, item) for item in _items(name, text)]]
     if field.kind == "text":
         # A path may hold a comma of its own.
         return [text] if "," in text and _exists(text) else list(_items(name, text))
@@ -185,6 +195,16 @@ def _whole(name: str, text: str) -> int:
     if not _WHOLE.fullmatch(text):
         raise InputError(f"{name}: {text[:80]!r} is not a whole number")
     return int(text)
+
+
+def _length(name: str, item: str) -> dict[str, object]:
+    """`TOKENS:WEIGHT` or `PROMPT+OUTPUT:WEIGHT`; the weight may be left out."""
+    tokens, colon, weight = item.partition(":")
+    prompt, plus, output = tokens.partition("+")
+    found: dict[str, object] = {"weight": _number(name, weight) if colon else 1}
+    if plus:
+        return {"prompt": _whole(name, prompt.strip()), "output": _whole(name, output.strip()), **found}
+    return {"tokens": _whole(name, tokens.strip()), **found}
 
 
 def _number(name: str, text: str) -> float:

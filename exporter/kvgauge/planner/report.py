@@ -56,6 +56,8 @@ def show(plan: Plan, case: Mapping[str, object], result: Mapping[str, object]) -
     screen.print(tables.heading(_title(case, found)))
     for line in verdict(found, tokens_per_request(plan, case, result)):
         screen.print(line)
+    for line in expected(result):
+        screen.print(line)
     screen.print()
     _show_memory(screen, found, card_bytes(case, result))
     screen.print(_ideal_against_plan(found))
@@ -94,6 +96,17 @@ def verdict(found: Figures, at_tokens: tuple[int, float | None] | None = None) -
         yield f"  {requests(at_tokens[1])} requests of {count(at_tokens[0])} tokens at once"
     if found.max_requests is not None and most is not None and most > found.max_requests:
         yield f"  The engine itself runs no more than {count(found.max_requests)} at once."
+
+
+def expected(result: Mapping[str, object]) -> Iterator[str]:
+    """What one request holds while it runs, where the case names lengths."""
+    found = part(result, "expected")
+    if not found:
+        return
+    ideal, plan = number(found.get("ideal_bytes")), number(found.get("plan_bytes"))
+    yield f"A running request of {count(number(found.get('mean_tokens')))} tokens on average holds {gib(ideal)} ideally"
+    if plan is not None:
+        yield f"  and {gib(plan)} of each GPU's pool: {requests(number(found.get('concurrency')))} at once"
 
 
 def card_bytes(case: Mapping[str, object], result: Mapping[str, object]) -> float | None:

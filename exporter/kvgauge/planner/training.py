@@ -3,19 +3,21 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from kvgauge.complaints import InputError
 from kvgauge.planner import tables
 from kvgauge.planner.comparison import chosen
-from kvgauge.planner.figures import count, gib
+from kvgauge.planner.figures import GIB, count, gib
 from kvgauge.planner.flags import varied
 from kvmodel.architecture import Architecture, load_architecture, read_architecture
 from kvmodel.errors import ModelError
+from kvmodel.gpus import card_of, gpus_needed
 from kvmodel.layers import HeadsLayer
 from kvmodel.parameters import count_parameters
-from kvmodel.training import TrainingMemory, activation_bytes, lora_parameters, training_memory
+from kvmodel.training import TrainingMemory, activation_bytes, lora_parameters, training_memory, zero_gpus_needed
 from kvmodel.weights import read_weights
 
 PRECISIONS = {"bf16-mixed": "bfloat16", "fp16-mixed": "float16", "bf16": "bfloat16_pure", "fp32": "float32"}
@@ -38,6 +40,8 @@ class Training:
     parameters: int
     memory: TrainingMemory
     warnings: tuple[str, ...]
+    needed: "Needed | None" = None
+    """None where no card is named."""
 
     def to_json(self) -> dict[str, object]:
         """The breakdown as JSON."""
@@ -53,9 +57,23 @@ class Training:
                 "activations_bytes": memory.activations_bytes,
                 "total_bytes": memory.total_bytes,
             },
+            "gpus_needed": None if self.needed is None else asdict(self.needed),
             "warnings": list(self.warnings),
             "error": None,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """Cards of one kind that hold the training, None where no number does."""
+
+    gpu_bytes: int
+    by_memory: int
+    """The bytes alone, of one replica that nothing is cut of."""
+    tensor_parallel: int | None
+    """The smallest group that divides the attention heads and is enough."""
+    zero_stages: dict[str, int | None]
+    """By ZeRO stage: data-parallel ranks of the case's `tp * pp` cards each."""
 
 
 def run(cases: Sequence[Mapping[str, object]], *, as_json: bool) -> None:
@@ -95,31 +113,49 @@ def _breakdown(case: Mapping[str, object]) -> Training:
     rank = _whole(case, "lora_rank", _QLORA_RANK) if qlora or case.get("lora_rank") is not None else None
     if pp > 1:
         warnings.append(f"activations: one micro-batch; the first of {pp} pipeline stages holds up to {pp} of them")
-    activations = activation_bytes(
-        sequence_tokens=_whole(case, "seq_len", 2048),
-        micro_batch=_whole(case, "batch_size", 1),
-        hidden_size=architecture.hidden_size,
-        num_layers=-(-architecture.num_layers // pp),
-        num_attention_heads=architecture.num_attention_heads,
-        recomputation=str(case.get("recompute", "none")),
-        tp=tp,
-        sequence_parallel=bool(case.get("sequence_parallel", False)),
-    )
+
+    def activations(tp: int, pp: int) -> int:
+        return activation_bytes(
+            sequence_tokens=_whole(case, "seq_len", 2048),
+            micro_batch=_whole(case, "batch_size", 1),
+            hidden_size=architecture.hidden_size,
+            num_layers=-(-architecture.num_layers // pp),
+            num_attention_heads=architecture.num_attention_heads,
+            recomputation=str(case.get("recompute", "none")),
+            tp=tp,
+            sequence_parallel=bool(case.get("sequence_parallel", False)),
+        )
+
     if architecture.experts is not None:
         warnings.append("activations: the formula is that of dense layers; experts add their routed copies")
-    memory = training_memory(
+    uncut = partial(
+        training_memory,
         parameters,
         precision=PRECISIONS[precision],
         optimizer=str(case.get("optimizer", "adamw")),
-        activations_bytes=activations,
-        zero_stage=_whole(case, "zero", 0),
-        dp=dp,
-        tp=tp,
-        pp=pp,
         trained_parameters=None if rank is None else _adapters(architecture, rank),
         base_bits_per_parameter=NF4_BITS if qlora else None,
     )
-    return Training(str(case.get("model", architecture.model_type)), parameters, memory, tuple(warnings))
+    memory = uncut(activations_bytes=activations(tp, pp), zero_stage=_whole(case, "zero", 0), dp=dp, tp=tp, pp=pp)
+    card = _card_bytes(case)
+    needed = None
+    if card is not None:
+        whole = uncut(activations_bytes=activations(1, 1))
+        group = gpus_needed(whole.total_bytes, card, architecture.num_attention_heads)
+        one_rank = uncut(activations_bytes=activations(tp, pp), tp=tp, pp=pp)
+        ranks = {str(stage): zero_gpus_needed(one_rank, card, stage) for stage in range(4)}
+        stages = {stage: None if number is None else number * tp * pp for stage, number in ranks.items()}
+        needed = Needed(card, group.by_memory, group.practical, stages)
+    model = str(case.get("model", architecture.model_type))
+    return Training(model, parameters, memory, tuple(warnings), needed)
+
+
+def _card_bytes(case: Mapping[str, object]) -> int | None:
+    """Of the card the case names, or of the size it states."""
+    given, name = case.get("gpu_memory_gib"), case.get("gpu")
+    size = int(given * GIB) if isinstance(given, int | float) else None
+    card = card_of(name if isinstance(name, str) else None, size)
+    return None if card is None else card.usable_bytes
 
 
 def _architecture(case: Mapping[str, object]) -> Architecture:
@@ -210,6 +246,17 @@ def _show(cases: Sequence[Mapping[str, object]], found: Sequence[Training], name
     screen.print(tables.table(title, headings, rows, left=range(len(names))))
     trained = sorted({made.memory.trained_parameters for made in found})
     screen.print(f"Trained parameters: {', '.join(map(count, trained))}")
+    for case, made in zip(cases, found, strict=True):
+        if made.needed is not None:
+            where = ", ".join(f"{name} {value}" for name, value in zip(names, chosen(case, names), strict=True))
+            screen.print(f"GPUs of {gib(made.needed.gpu_bytes)}{f' ({where})' if where else ''}: {_ways(made.needed)}")
     screen.print("CUDA's context, communication buffers and fragmentation come on top.")
     for warning in dict.fromkeys(warning for made in found for warning in made.warnings):
         screen.print(f"Warning: {warning}")
+
+
+def _ways(needed: Needed) -> str:
+    """By how it is cut, the cards it takes."""
+    ways = {"tensor parallel": needed.tensor_parallel}
+    ways |= {f"ZeRO {stage}": number for stage, number in needed.zero_stages.items() if stage != "0"}
+    return ", ".join(f"{way} {'does not fit' if number is None else count(number)}" for way, number in ways.items())

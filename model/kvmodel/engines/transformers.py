@@ -87,11 +87,13 @@ def plan(
     inputs = optional_whole("encoder_tokens", encoder_tokens) or architecture.encoder_tokens
     if inputs is None and architecture.has_cross_attention:
         raise ModelError("encoder_tokens", "is missing: the model attends to an encoder's output")
-    groups = [
-        _group(cached, _held_bytes(architecture, cached, kv, most, inputs or 0, tp, cache, quantized), sequences)
-        for cached in cached_layers(architecture, "transformers", _KINDS)
-    ]
-    largest = max(group.page_bytes for group in groups)
+    groups = []
+    for cached in cached_layers(architecture, "transformers", _KINDS):
+        held = _held_bytes(architecture, cached, kv, most, inputs or 0, tp, cache, quantized)
+        grown = cache == "dynamic" and cached.kind not in (STATE, CROSS)
+        token = _layer_token_bytes(architecture, cached, kv, tp) if grown else None
+        groups.append(_group(cached, held, token, sequences))
+    largest = max(group.page_bytes * (group.blocks_per_request or 1) for group in groups)
     return EnginePlan(
         engine="transformers",
         profile=cache,
@@ -103,7 +105,7 @@ def plan(
         max_requests=sequences,
         limit="batch",
         kv_bytes_per_token_per_gpu=_token_bytes(architecture, kv, tp),
-        pool_bytes=sum(group.block_bytes * sequences for group in groups),
+        pool_bytes=sum(group.block_bytes * (group.num_blocks or 0) for group in groups),
         groups=tuple(groups),
         transient_bytes=0 if cache == "static" else sequences * _transient(largest, kv, quantized),
         warnings=_warnings(cache),
@@ -111,17 +113,19 @@ def plan(
     )
 
 
-def _group(cached: CachedLayers, held: int, sequences: int) -> PlanGroup:
-    """One tensor per layer and sequence, `held` bytes of each."""
+def _group(cached: CachedLayers, held: int, token: int | None, sequences: int) -> PlanGroup:
+    """One tensor per layer and sequence, `held` bytes of each; where it grows, by `token` bytes at a time."""
+    blocks = 1 if token is None else held // token
+    kept = cached.kept_tokens
     return PlanGroup(
         kind=cached.kind,
         layers=cached.count,
-        block_tokens=None,
-        page_bytes=held,
-        block_bytes=cached.count * held,
-        num_blocks=sequences,
-        window_tokens=cached.kept_tokens,
-        blocks_per_request=1,
+        block_tokens=None if token is None else 1,
+        page_bytes=held // blocks,
+        block_bytes=cached.count * held // blocks,
+        num_blocks=sequences * blocks,
+        window_tokens=kept if kept is None or token is None else max(kept - 1, 1),
+        blocks_per_request=blocks,
     )
 
 
@@ -140,18 +144,6 @@ class _Paged:
     slices_logits: bool
     buffers: int
     """Sets of inputs: two where the next batch is prepared while one runs."""
-
-
-def cached_bytes(architecture: Architecture, tokens: int, *, dtype: str = "auto", encoder_tokens: int = 0) -> int:
-    """Bytes a `DynamicCache` holds after a forward pass over `tokens` tokens of one sequence.
-
-    Windows keep one token less than the model's: the next one is added before attention looks.
-    """
-    kv = find_kv_dtype(dtype, architecture.declared_dtype or architecture.dtype)
-    return sum(
-        cached.count * _held_bytes(architecture, cached, kv, tokens, encoder_tokens, 1, "dynamic", None)
-        for cached in cached_layers(architecture, "transformers", _KINDS)
-    )
 
 
 def _held_bytes(

@@ -4,14 +4,18 @@ from typing import Any
 
 import pytest
 
-from kvmodel import ModelError, read_architecture
-from kvmodel.engines.transformers import cached_bytes, plan
+from kvmodel import Architecture, ModelError, read_architecture
+from kvmodel.engines.transformers import plan
 
 from ..known import LLAMA_8B, known_config
 from ..known_caches import known_cache_config
 
 GIB = 2**30
 GPT_OSS = known_config("openai/gpt-oss-20b")
+
+
+def cached_bytes(architecture: Architecture, tokens: int, **flags: Any) -> int:
+    return plan(architecture, length=tokens, **flags).pool_bytes
 
 
 def test_a_grown_cache_has_the_real_length_and_one_layer_twice() -> None:
@@ -30,6 +34,8 @@ def test_a_grown_window_keeps_what_the_next_token_sees() -> None:
     architecture = read_architecture(GPT_OSS)
     assert cached_bytes(architecture, 100) == 2 * 24576 * 100
     assert cached_bytes(architecture, 1000) == 24576 * (1000 + 127)
+    longest = plan(architecture, length=1000, batch=2)
+    assert [longest.held_bytes(tokens) for tokens in (100, 1000)] == [2 * 24576 * 100, 24576 * (1000 + 127)]
 
 
 def test_a_quantized_cache_keeps_the_last_tokens_as_they_are() -> None:

@@ -249,19 +249,21 @@ def card(name: str, gib: int) -> Gpu:
 
 
 @pytest.mark.parametrize(
-    ("version", "name", "gib", "server", "batched", "seqs"),
+    ("version", "name", "gib", "batched", "seqs"),
     [
-        ("0.19.0", "h100", 79, True, 8192, 1024),
-        ("0.19.0", "h100", 79, False, 16384, 1024),
-        ("0.19.0", "a100", 79, True, 2048, 256),
-        ("0.8.5", "a100", 79, True, 8192, 1024),
-        ("0.19.0", "l40s", 44, True, 2048, 256),
-        ("0.27.0", "b200", 178, True, 8192, 1024),
-        ("0.28.0", "b200", 178, True, 16384, 1024),
+        ("0.19.0", "NVIDIA H100 80GB HBM3", 79, 8192, 1024),
+        ("0.19.0", "NVIDIA A100-SXM4-80GB", 79, 2048, 256),
+        ("0.19.0", "", 79, 8192, 1024),
+        ("0.8.5", "a100-80gb", 79, 8192, 1024),
+        ("0.19.0", "l40s", 44, 2048, 256),
+        ("0.27.0", "b200", 178, 8192, 1024),
+        ("0.28.0", "b200", 178, 16384, 1024),
+        ("0.32.0", "gb10", 119, 8192, 1024),
+        ("0.33.0", "gb10", 119, 2048, 256),
     ],
 )
-def test_defaults_of_the_scheduler(version: str, name: str, gib: int, server: bool, batched: int, seqs: int) -> None:
-    assert usual_batches(profile_of(version), card(name, gib), server=server) == (batched, seqs)
+def test_defaults_of_the_scheduler(version: str, name: str, gib: int, batched: int, seqs: int) -> None:
+    assert usual_batches(profile_of(version), gib * GIB, name) == (batched, seqs)
 
 
 @pytest.mark.parametrize(

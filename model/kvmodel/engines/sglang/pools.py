@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvmodel.architecture import Architecture
-from kvmodel.dtypes import KvDtype
+from kvmodel.dtypes import KvDtype, model_dtype
 from kvmodel.dtypes import kv_dtype as find_kv_dtype
 from kvmodel.engines.cached import CHUNK, FULL, INDEX, STATE, WINDOW, CachedLayers, cached_layers
 from kvmodel.engines.contract import EnginePlan, PlanGroup, optional_whole, round_up, share, whole
@@ -64,6 +64,8 @@ class _Layers:
     full_bytes: int
     window_bytes: int
     state_bytes: int
+    state_element: int
+    """Bytes of one element of the recurrent part."""
 
     @property
     def window_tokens(self) -> int:
@@ -77,6 +79,7 @@ def plan(
     context_tokens: int | None = None,
     version: str | None = None,
     kv_dtype: str = "auto",
+    state_dtype: str = "auto",
     tp: int = 1,
     dp: int = 1,
     dp_attention: bool = False,
@@ -98,8 +101,8 @@ def plan(
 
     With `dp_attention` the attention ranks are `tp / dp`, and each of the `dp` workers has such a pool of its own;
     `max_running_requests` is over all of them. `two_pools` overrides which models get a pool for their windows (None:
-    as the version does). `draft_layers` are layers of an EAGLE or MTP draft, `draft_tokens` what it proposes. Raises
-    ModelError naming the argument at fault.
+    as the version does). `state_dtype` is `--mamba-ssm-dtype`. `draft_layers` are layers of an EAGLE or MTP draft,
+    `draft_tokens` what it proposes. Raises ModelError naming the argument at fault.
     """
     profile = profile_of(version)
     attention_tp = _attention_ranks(architecture, tp, dp, dp_attention)
@@ -127,7 +130,8 @@ def plan(
     )
     kv = _cache_type(architecture, kv_dtype)
     split = has_two_pools(architecture, profile) if two_pools is None else two_pools
-    layers = _layers_of(architecture, kv, attention_tp, split, options.draft_layers)
+    state_element = _state_element_bytes(architecture, state_dtype)
+    layers = _layers_of(architecture, kv, attention_tp, split, options.draft_layers, state_element)
     warnings = _warnings(layers, split, architecture)
     slots, left = 0, float(options.kv_bytes)
     per_request = _STATES_PER_REQUEST if radix_cache else 1
@@ -178,7 +182,9 @@ def _is_sparse_latent(architecture: Architecture) -> bool:
     return any(layers.is_latent for layers in kinds) and any(layers.kind == INDEX for layers in kinds)
 
 
-def _layers_of(architecture: Architecture, kv: KvDtype, tp: int, split: bool, draft_layers: int) -> _Layers:
+def _layers_of(
+    architecture: Architecture, kv: KvDtype, tp: int, split: bool, draft_layers: int, state_element: int
+) -> _Layers:
     found = cached_layers(architecture, "SGLang", _KINDS)
     windows = [layers for layers in found if split and layers.kind in (WINDOW, CHUNK)]
     states = [layers for layers in found if layers.kind == STATE]
@@ -190,14 +196,14 @@ def _layers_of(architecture: Architecture, kv: KvDtype, tp: int, split: bool, dr
         if not attention:
             raise ModelError("draft_layers", "the model has no layer of full attention for a draft to be like")
         full_bytes += full_bytes * draft_layers // attention
-    state_bytes = architecture.state_bytes_as(
-        conv_bytes=2, recurrent_bytes=_state_element_bytes(architecture.state_dtype), tp=tp
-    )
-    return _Layers(kept, windows, states, full_bytes, window_bytes, state_bytes)
+    state_bytes = architecture.state_bytes_as(conv_bytes=2, recurrent_bytes=state_element, tp=tp)
+    return _Layers(kept, windows, states, full_bytes, window_bytes, state_bytes, state_element)
 
 
-def _state_element_bytes(name: str | None) -> int:
-    return 4 if name is None else find_kv_dtype(name, "bfloat16").element_bits // 8
+def _state_element_bytes(architecture: Architecture, name: str) -> int:
+    """The flag's type, else the config's, else 32 bits."""
+    known = architecture.state_dtype if name == "auto" else model_dtype(name, "state_dtype")
+    return 4 if known is None else find_kv_dtype(known, "bfloat16").element_bits // 8
 
 
 def _warnings(layers: _Layers, split: bool, architecture: Architecture) -> list[str]:
@@ -374,7 +380,7 @@ def _groups(layers: _Layers, options: _Options, kv: KvDtype, tp: int, sizes: tup
 def _one_state(cached: CachedLayers, layers: _Layers, tp: int) -> int:
     if len(layers.states) == 1:
         return layers.state_bytes // cached.count
-    return cached.state.state_bytes_as(conv_bytes=2, recurrent_bytes=4, tp=tp)
+    return cached.state.state_bytes_as(conv_bytes=2, recurrent_bytes=layers.state_element, tp=tp)
 
 
 def _request_cap(capacity: int, options: _Options, profile: Profile) -> int:

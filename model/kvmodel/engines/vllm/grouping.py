@@ -85,6 +85,10 @@ def _equal_pages(buckets: list[Bucket], profile: Profile) -> list[Bucket] | None
         if spec.page_bytes != largest:
             if spec.kind == STATE and profile.pads_states:
                 spec = spec.padded_to(largest)
+            elif spec.padded and largest % spec.page_bytes == 0:
+                raise ModelError(
+                    "kv_dtype_skip_layers", "vLLM cannot bring its padded windows to a skipped layer's page"
+                )
             elif profile.scales_pages and spec.kind != STATE and largest % spec.page_bytes == 0:
                 spec = spec.of_block(spec.block_tokens * (largest // spec.page_bytes))
             elif profile.pads_pages and spec.kind not in (LATENT, STATE):

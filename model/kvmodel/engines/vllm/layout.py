@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from kvmodel.architecture import Architecture
@@ -30,7 +30,10 @@ from kvmodel.layers import (
 if TYPE_CHECKING:
     from kvmodel.states import StateLayer
 
+SKIP_LAYERS = "kv_dtype_skip_layers"
+SKIP_WINDOWS = "sliding_window"
 _KERNEL_BLOCK_TOKENS = 16
+_ULTRAQUANT_BLOCK_TOKENS = 64
 _MAMBA_CHUNK_TOKENS = {"Mamba1State": 2048, "Mamba2State": 256}
 """Steps the kernels of aligned states work in, where a state is kept per block (`ModelConfig.get_mamba_chunk_size`)."""
 _STATES = frozenset(
@@ -59,6 +62,17 @@ class Terms:
     speculative_tokens: int = 0
     state_dtype: str | None = None
     encoder_tokens: int = 0
+    skip_layers: frozenset[str] = frozenset()
+    """Layers whose cache keeps the model's type: their numbers, or `sliding_window`."""
+    skipped_kv: KvDtype | None = None
+    """What they are kept in, where any are skipped."""
+
+    def skips(self, layer: Layer, place: int) -> bool:
+        """Whether a layer's cache keeps the model's type (`model_executor/layers/attention/attention.py`)."""
+        if not self.skip_layers:
+            return False
+        windowed = isinstance(layer, SlidingWindowAttention) and SKIP_WINDOWS in self.skip_layers
+        return windowed or str(place) in self.skip_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +101,17 @@ def layout(architecture: Architecture, terms: Terms, drafts: Sequence[Layer] = (
         if not caches:
             raise ModelError("architecture", f"{architecture.model_type}: vLLM V0 keeps state outside of the pool")
     sizes = _sizes(architecture, [layer for _, layer in caches], terms)
-    known: dict[Layer, tuple[tuple[Spec, ...], float]] = {}
+    known: tuple[dict[Layer, tuple[tuple[Spec, ...], float]], ...] = ({}, {})
     specs: list[Spec] = []
     blocks: list[int] = []
     token_bytes: dict[int, float] = {}
     for place, layer in caches:
-        found = known.get(layer)
+        skipped = terms.skips(layer, place)
+        found = known[skipped].get(layer)
         if found is None:
-            found = known[layer] = _specs(layer, architecture, terms, sizes), layer.token_bytes(terms.kv, terms.tp)
+            own = replace(terms, kv=terms.skipped_kv) if skipped and terms.skipped_kv is not None else terms
+            found = _specs(layer, architecture, own, sizes), layer.token_bytes(own.kv, terms.tp)
+            known[skipped][layer] = found
         specs += found[0]
         blocks += [place] * len(found[0])
         token_bytes[place] = token_bytes.get(place, 0) + found[1]
@@ -107,6 +124,8 @@ class _Sizes:
     state_page: int
     """Bytes of a state's page, padding included."""
     state_mode: str
+    shared_page: int = 0
+    """The page that every window is padded to where layers of another type share the pool."""
 
 
 def _as_served(layer: Layer, architecture: Architecture, terms: Terms) -> Layer:
@@ -139,9 +158,9 @@ def _sizes(architecture: Architecture, layers: Sequence[Layer], terms: Terms) ->
     In hybrids the attention block grows until its page holds a state, and the state is padded to that page.
     """
     states = {layer for layer in layers if _is_state(layer)}
-    block = terms.block_tokens or _usual_block(layers)
+    block = terms.block_tokens or _usual_block(layers, terms.kv)
     if not states:
-        return _Sizes(block, 0, "none")
+        return _shared(_Sizes(block, 0, "none"), layers, terms)
     page = max(_state_bytes(layer, architecture, terms) for layer in states)
     mode = _state_mode(states, terms)
     attention = next((layer for layer in layers if isinstance(layer, FullAttention | LatentAttention)), None)
@@ -158,10 +177,32 @@ def _sizes(architecture: Architecture, layers: Sequence[Layer], terms: Terms) ->
     needed = unit * -(-page // (unit * per_token))
     needed = -(-needed // _KERNEL_BLOCK_TOKENS) * _KERNEL_BLOCK_TOKENS
     block = max(block, needed)
-    return _Sizes(block, block * per_token, mode)
+    return _shared(_Sizes(block, block * per_token, mode), layers, terms)
 
 
-def _usual_block(layers: Sequence[Layer]) -> int:
+def _shared(sizes: _Sizes, layers: Sequence[Layer], terms: Terms) -> _Sizes:
+    """Blocks grown until their page covers the least one of a skipped layer (`_align_heterogeneous_kv_block_size`)."""
+    if terms.skipped_kv is None:
+        return sizes
+    rows = {layer for layer in layers if isinstance(layer, HeadsLayer | LatentAttention)}
+    pairs = {
+        (int(row.token_bytes(terms.kv, terms.tp)), int(row.token_bytes(terms.skipped_kv, terms.tp))) for row in rows
+    }
+    if len(pairs) != 1:
+        raise ModelError(SKIP_LAYERS, "is planned for models whose attention layers are all of one width")
+    row, skipped_row = pairs.pop()
+    if skipped_row <= row:
+        return sizes
+    unit = max(_KERNEL_BLOCK_TOKENS, sizes.block_tokens)
+    needed = max(skipped_row * _KERNEL_BLOCK_TOKENS, sizes.state_page)
+    block = max(sizes.block_tokens, unit * -(-needed // (unit * row)))
+    page = block * row
+    return _Sizes(block, page if sizes.state_page else 0, sizes.state_mode, page)
+
+
+def _usual_block(layers: Sequence[Layer], kv: KvDtype) -> int:
+    if kv.name == "ultraquant_4bit":
+        return _ULTRAQUANT_BLOCK_TOKENS
     compressed = any(isinstance(layer, CompressedLatentAttention) for layer in layers)
     return _COMPRESSED_BLOCK_TOKENS if compressed else _KERNEL_BLOCK_TOKENS
 
@@ -231,16 +272,21 @@ def _specs(layer: Layer, architecture: Architecture, terms: Terms, sizes: _Sizes
     if isinstance(layer, SlidingLatentAttention):
         return (Spec(SLIDING_LATENT, block, page, ("mla",), layer.window_tokens),)
     if isinstance(layer, LatentAttention):
-        return (Spec(LATENT, block, page, ("mla",)),)
+        if terms.kv.name == "nvfp4":
+            raise ModelError("kv_dtype", "vLLM has no MLA backend for nvfp4")
+        return (Spec(LATENT, block, page, ("mla", terms.kv.name)),)
     if isinstance(layer, IndexKeys):
         return (Spec(LATENT, block, page, ("indexer",)),)
+    if isinstance(layer, SlidingWindowAttention) and sizes.shared_page:
+        own = max(_KERNEL_BLOCK_TOKENS, sizes.shared_page // int(row) // _KERNEL_BLOCK_TOKENS * _KERNEL_BLOCK_TOKENS)
+        return (_heads(layer, own * int(row), terms, own).padded_to(sizes.shared_page),)
     if isinstance(layer, HeadsLayer):
         return (_heads(layer, page, terms, block),)
     raise ModelError("architecture", f"{architecture.model_type}: vLLM has no cache for {type(layer).__name__}")
 
 
 def _heads(layer: HeadsLayer, page: int, terms: Terms, block: int) -> Spec:
-    row = (heads_per_rank(layer.kv_heads, terms.tp), layer.head_dim_k, layer.head_dim_v)
+    row = (heads_per_rank(layer.kv_heads, terms.tp), layer.head_dim_k, layer.head_dim_v, terms.kv.name)
     if isinstance(layer, SlidingWindowAttention):
         return Spec(SLIDING, block, page, row, layer.window_tokens)
     if isinstance(layer, ChunkedLocalAttention):
@@ -249,7 +295,7 @@ def _heads(layer: HeadsLayer, page: int, terms: Terms, block: int) -> Spec:
         tokens = terms.encoder_tokens or layer.encoder_tokens
         if tokens is None:
             raise ModelError("encoder_tokens", "is missing: the model's config sets no limit to the encoder's output")
-        return Spec(CROSS, block, page, row, -(-tokens // block))
+        return Spec(CROSS, block, page, row, tokens)
     return Spec(FULL, block, page, row)
 
 

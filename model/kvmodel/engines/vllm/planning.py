@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvmodel.architecture import Architecture
-from kvmodel.engines.contract import EnginePlan, PlanGroup, optional_whole, whole
+from kvmodel.dtypes import KvDtype
+from kvmodel.dtypes import kv_dtype as find_kv_dtype
+from kvmodel.engines.contract import EnginePlan, PlanGroup, one_of, optional_whole, whole
 from kvmodel.engines.vllm.grouping import gather
-from kvmodel.engines.vllm.layout import Layout, Terms, layout
+from kvmodel.engines.vllm.layout import SKIP_LAYERS, SKIP_WINDOWS, Layout, Terms, layout
 from kvmodel.engines.vllm.profiles import Profile, profile_of
 from kvmodel.engines.vllm.scheduling import Batches, batches, batches_in_flight
 from kvmodel.engines.vllm.specs import CHUNKED, CROSS, SLIDING, SLIDING_LATENT, STATE, UNIFORM, Demand
@@ -20,6 +23,10 @@ from kvmodel.layers import ChunkedLocalAttention, IndexKeys, LatentAttention, La
 if TYPE_CHECKING:
     from kvmodel.gpus import Gpu
 
+_STATE_DTYPES = ("auto", "bfloat16", "float16", "float32")
+_SKIPS_SINCE = 32
+"""Where the rules of skipped layers were read; their alignment is younger than the flag."""
+_BOUNDARY_LAYERS = 2
 _KINDS = {SLIDING: "window", SLIDING_LATENT: "window", CHUNKED: "chunk", STATE: "state", CROSS: "cross"}
 
 
@@ -42,7 +49,8 @@ def plan(
     block_tokens: int | None = None,
     max_model_len: int | None = None,
     kv_dtype: str = "auto",
-    state_dtype: str | None = None,
+    kv_dtype_skip_layers: Collection[str] = (),
+    state_dtype: str = "auto",
     tp: int = 1,
     pp: int = 1,
     dcp: int = 1,
@@ -63,27 +71,35 @@ def plan(
     """vLLM's plan for `kv_bytes` per GPU, or for `num_blocks` blocks (`--num-gpu-blocks-override`).
 
     `max_model_len` defaults to the model's own limit, the other flags to the version's, those of the scheduler to the
-    card's. `in_flight_batches` replaces what the scheduling flags imply, `max_in_flight_tokens` that and the batch.
-    `draft` is a draft model's architecture, `draft_layers` how many of the target's own prediction layers are loaded,
-    `speculative_tokens` how many tokens they propose. Raises ModelError naming the argument, or `architecture` where
-    vLLM refuses the model.
+    card's. `kv_dtype_skip_layers` are numbers of layers whose cache keeps the model's type, or `sliding_window`;
+    `state_dtype` is `--mamba-ssm-cache-dtype`, of linear attention `--mamba-cache-dtype`. `in_flight_batches` replaces
+    what the scheduling flags imply, `max_in_flight_tokens` that and the batch. `draft` is a draft model's architecture,
+    `draft_layers` how many of the target's own prediction layers are loaded, `speculative_tokens` how many tokens they
+    propose. Raises ModelError naming the argument, or `architecture` where vLLM refuses the model.
     """
     profile = profile_of(engine_version)
     length = _length(architecture, max_model_len)
     size = whole("dcp", dcp)
+    kv = architecture.cache_dtype(_served_dtype(architecture, profile, kv_dtype, gpu), tp)
+    skipped = _skipped_layers(architecture, profile, kv, kv_dtype_skip_layers)
     terms = Terms(
         profile=profile,
-        kv=architecture.cache_dtype(_served_dtype(architecture, profile, kv_dtype, gpu), tp),
+        kv=kv,
         tp=tp,
         block_tokens=optional_whole("block_tokens", block_tokens) or _card_block(architecture, gpu),
         max_model_len=length,
         caches_states=_caches_states(architecture, profile, prefix_caching),
         speculative_tokens=whole("speculative_tokens", speculative_tokens, 0),
-        state_dtype=state_dtype,
+        state_dtype=None if one_of("state_dtype", state_dtype, _STATE_DTYPES) == "auto" else state_dtype,
         encoder_tokens=optional_whole("encoder_tokens", encoder_tokens) or architecture.encoder_tokens or 0,
+        skip_layers=skipped,
+        skipped_kv=find_kv_dtype("auto", architecture.dtype) if skipped else None,
     )
     described = layout(architecture, terms, _drafts(architecture, draft, draft_layers))
     groups, warnings = gather(described.specs, profile, _hybrid(architecture, profile, hybrid_kv_cache))
+    _check_sinks(architecture, groups)
+    if kv.is_packed and profile.minor < _SKIPS_SINCE:
+        warnings.append(f"{kv.name}: layers that may keep the model's type are planned for 0.{_SKIPS_SINCE} and later")
     batch = batches(
         profile,
         gpu,
@@ -128,6 +144,32 @@ def _served_dtype(architecture: Architecture, profile: Profile, name: str, gpu: 
     return name
 
 
+def _skipped_layers(
+    architecture: Architecture, profile: Profile, kv: KvDtype, given: Collection[str]
+) -> frozenset[str]:
+    """The layers asked for, and those that packed types leave alone at both ends (`get_boundary_skip_layers`)."""
+    if not given and not kv.is_packed:
+        return frozenset()
+    if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise ModelError(SKIP_LAYERS, f"{show(given)} is not a list of layers")
+    layers = architecture.num_layers
+    for name in given:
+        if name != SKIP_WINDOWS and not (name.isdecimal() and len(name) < 6 and int(name) < layers):
+            raise ModelError(SKIP_LAYERS, f"{show(name)} is neither a layer of {layers} nor {SKIP_WINDOWS}")
+    if given and profile.minor < _SKIPS_SINCE:
+        raise ModelError(SKIP_LAYERS, f"is planned for vLLM 0.{_SKIPS_SINCE} and later")
+    sparse = any(isinstance(group.layer, IndexKeys) for group in architecture.groups)
+    if given and (sparse or kv.latent_rope_bits):
+        raise ModelError(SKIP_LAYERS, "is not planned beside sparse attention")
+    hybrid = not all(_attends(group.layer) for group in architecture.groups)
+    if given and kv.is_packed and hybrid:
+        raise ModelError(SKIP_LAYERS, f"is not planned for {kv.name} beside recurrent states")
+    if not kv.is_packed or hybrid or profile.minor < _SKIPS_SINCE:
+        return frozenset(given)
+    ends = min(_BOUNDARY_LAYERS, layers // 2)
+    return frozenset((*given, *map(str, range(ends)), *map(str, range(layers - ends, layers))))
+
+
 def _card_block(architecture: Architecture, gpu: Gpu | None) -> int | None:
     """The block size the MLA backends of a card ask for; None where any takes the usual one."""
     capability = gpu.compute_capability if gpu is not None else None
@@ -150,6 +192,14 @@ def _hybrid(architecture: Architecture, profile: Profile, flag: bool | None) -> 
     if flag is not None:
         return flag
     return profile.kinds and not any(isinstance(group.layer, ChunkedLocalAttention) for group in architecture.groups)
+
+
+def _check_sinks(architecture: Architecture, groups: list[Gathered]) -> None:
+    """Static sinks lie in blocks of the pool that no request owns, and fill them (`SinkFullAttentionManager`)."""
+    sinks = max(getattr(group.layer, "sink_tokens", 0) for group in architecture.groups)
+    for member in (member for group in groups for member in group.members if member.spec.is_full):
+        if sinks % member.spec.block_tokens:
+            raise ModelError("block_tokens", f"{member.spec.block_tokens} does not divide {sinks} sink tokens")
 
 
 def _drafts(architecture: Architecture, draft: Architecture | None, draft_layers: int) -> list[Layer]:

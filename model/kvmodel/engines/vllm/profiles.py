@@ -70,8 +70,8 @@ class Profile:
     gpu_memory_utilization: float = 0.92
     largest_cards: bool = True
     """Cards of 160 GiB and more have defaults of their own."""
-    asks_a100: bool = True
-    """A100 cards keep the defaults of small cards."""
+    small_batch_cards: tuple[str, ...] = ()
+    """Cards that keep the defaults of small ones whatever their memory."""
 
 
 def _profiles() -> tuple[Profile, ...]:
@@ -104,7 +104,6 @@ def _profiles() -> tuple[Profile, ...]:
             counts_null_block=False,
             gpu_memory_utilization=0.9,
             largest_cards=False,
-            asks_a100=False,
         )
     ]
 
@@ -113,7 +112,7 @@ def _profiles() -> tuple[Profile, ...]:
         rows.append(replace(rows[-1], name=name, since=(0, minor, patch), **changes))
 
     then(8, specs=True)
-    then(9, asks_a100=True)
+    then(9, small_batch_cards=("a100",))
     then(9, 1, kinds=True, whole_blocks=True)
     then(11, mixed_sizes=True, deals_layers=True, sparse_fp8=True)
     then(11, 1, sparse_fp8=False)
@@ -131,7 +130,7 @@ def _profiles() -> tuple[Profile, ...]:
     then(29, packing="groups", counts_null_block=True)
     then(30, summed_blocks=True)
     then(32, checkpoints=("Mamba2State",))
-    then(33, checkpoints=("Mamba2State", "GatedDeltaNetState"))
+    then(33, checkpoints=("Mamba2State", "GatedDeltaNetState"), small_batch_cards=("a100", "gb10"))
     return tuple(rows)
 
 

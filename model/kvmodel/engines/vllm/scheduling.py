@@ -27,21 +27,16 @@ class Batches:
     """Whether the tokens are a guess: neither a flag nor a card says."""
 
 
-def usual_batches(profile: Profile, gpu: Gpu | None, *, server: bool = True) -> tuple[int, int] | None:
-    """(max_num_batched_tokens, max_num_seqs) by default; None where the card is not known.
-
-    `server` is the OpenAI server, else the `LLM` class.
-    """
-    if gpu is None or gpu.usable_bytes is None:
-        return None
+def usual_batches(profile: Profile, total_bytes: int, name: str = "") -> tuple[int, int]:
+    """(max_num_batched_tokens, max_num_seqs) of the OpenAI server by default, on a card of this size and name."""
     if not profile.specs:
         # V0 batched without chunking unless a model was longer than 32768 tokens.
         return 2048, 256
-    if profile.largest_cards and gpu.usable_bytes >= 160 * _GIB:
+    if profile.largest_cards and total_bytes >= 160 * _GIB:
         return 16384, 1024
-    if gpu.usable_bytes >= 70 * _GIB and not (profile.asks_a100 and "a100" in gpu.name.lower()):
-        return (8192 if server else 16384), 1024
-    return (2048 if server else 8192), 256
+    if total_bytes >= 70 * _GIB and not any(small in name.lower() for small in profile.small_batch_cards):
+        return 8192, 1024
+    return 2048, 256
 
 
 def batches(
@@ -54,11 +49,10 @@ def batches(
 ) -> Batches:
     """The flags, or the defaults in their place. Raises ModelError naming a flag that is no positive number."""
     seqs = optional_whole("max_num_seqs", max_num_seqs)
+    usual = None if gpu is None or gpu.usable_bytes is None else usual_batches(profile, gpu.usable_bytes, gpu.name)
     if max_num_batched_tokens is not None:
         tokens = whole("max_num_batched_tokens", max_num_batched_tokens)
-        usual = usual_batches(profile, gpu)
         return Batches(tokens, seqs or (min(usual[1], tokens) if usual else None), False)
-    usual = usual_batches(profile, gpu)
     if usual is None:
         return Batches(_UNKNOWN_CARD_BATCHED_TOKENS, seqs, True)
     tokens = min(usual[0], (seqs or usual[1]) * max_model_len)

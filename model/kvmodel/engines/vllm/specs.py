@@ -29,8 +29,10 @@ class Spec:
     row: tuple[object, ...] = ()
     """Heads, widths and element types: layers of equal pages and different rows do not share a group."""
     span: int = 0
-    """Window or chunk in tokens; for state and cross-attention the blocks a request holds."""
+    """Window, chunk or encoder's output in tokens; for state the blocks a request holds."""
     padded: bool = False
+    content_bytes: int = 0
+    """Bytes of a padded block without its padding, where they are known."""
 
     @property
     def family(self) -> tuple[object, ...]:
@@ -54,17 +56,20 @@ class Spec:
     def of_block(self, block_tokens: int) -> Spec:
         """The same rows in blocks of another size."""
         page = self.page_bytes if self.padded else self.page_bytes * block_tokens // self.block_tokens
-        return Spec(self.kind, block_tokens, page, self.row, self.span, self.padded)
+        return Spec(self.kind, block_tokens, page, self.row, self.span, self.padded, self.content_bytes)
 
     def padded_to(self, page_bytes: int) -> Spec:
         """The same block in a larger page."""
-        return Spec(self.kind, self.block_tokens, page_bytes, self.row, self.span, True)
+        content = self.content_bytes or self.page_bytes
+        return Spec(self.kind, self.block_tokens, page_bytes, self.row, self.span, True, content)
 
     def kept_whole(self, block_tokens: int) -> Spec:
         """A window's layer whose blocks are kept for all tokens, as without the hybrid allocator."""
-        spec = self.of_block(block_tokens)
         kind = LATENT if self.kind == SLIDING_LATENT else FULL
-        return Spec(kind, block_tokens, spec.page_bytes, spec.row, 0, spec.padded)
+        # A padded page grows only where its rows no longer fit.
+        content = self.content_bytes * block_tokens // self.block_tokens
+        page = max(self.of_block(block_tokens).page_bytes, content)
+        return Spec(kind, block_tokens, page, self.row, 0, self.padded, content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,8 @@ class Demand:
         if kind in _SLIDING:
             # One more for a window that does not begin where a block does.
             return -(-min(spec.span - 1 + self.retained_tokens + self.in_flight_tokens, length) // block) + 1
+        if kind == CROSS:
+            return -(-spec.span // block)
         if kind == CHUNKED:
             return -(-min(spec.span + self.in_flight_tokens, length) // block)
         return spec.span
