@@ -23,10 +23,10 @@ LONGEST_SECONDS = 1.0
 
 @contextmanager
 def refused(field: str, says: str = "") -> Iterator[None]:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ModelError) as caught:
         yield
-    assert time.perf_counter() - began < LONGEST_SECONDS
+    assert time.process_time() - began < LONGEST_SECONDS
     assert caught.value.field == field
     assert says in caught.value.message
     text = str(caught.value)
@@ -179,14 +179,14 @@ def test_other_caches_are_checked(model_id: str, change: dict[str, object], fiel
 def test_absurd_sizes_are_answered_at_once(model_type: str, field: str, value: object) -> None:
     config = {**LLAMA_8B, "model_type": model_type, "kv_lora_rank": 512, "qk_rope_head_dim": 64, field: value}
     config |= {"qk_nope_head_dim": 128, "num_heads": 32, "num_layers": 32}
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         architecture = read_architecture(config)
     except ModelError as error:
         assert len(str(error)) < 1000  # noqa: PT017
     else:
         assert len(architecture.blocks) <= 10_000
-    assert time.perf_counter() - began < LONGEST_SECONDS
+    assert time.process_time() - began < LONGEST_SECONDS
 
 
 def test_two_names_for_one_fact_must_agree() -> None:
