@@ -18,7 +18,7 @@ def unread(_: Pages) -> EngineReading:
 
 
 def made_up(name: str, marks: Marks) -> Engine:
-    return Engine(name=name, marks=marks, read=unread, versions="", facts={})
+    return Engine(name=name, title=name, marks=marks, read=unread, versions="", facts={})
 
 
 APPLE = made_up("apple", Marks(page=names_start_with(b"apple:"), owned_by=frozenset({"apple-org"})))
@@ -26,7 +26,10 @@ PEAR = made_up("pear", Marks(page=names_start_with(b"pear:")))
 BASKET = made_up("basket", Marks(page=names_start_with(b"basket_"), wraps=True))
 NUT = made_up("nut", Marks(json=(("/nut", lambda answer: isinstance(answer, Mapping) and "shell" in answer),)))
 DRAINED = made_up("drained", Marks(owned_by=frozenset({"tensorrt_llm"})))
-ENGINES = (APPLE, PEAR, BASKET, NUT, DRAINED)
+CRATE = made_up(
+    "crate", Marks(json=(("/crate", lambda answer: isinstance(answer, Mapping) and "lid" in answer),), wraps=True)
+)
+ENGINES = (APPLE, PEAR, BASKET, NUT, DRAINED, CRATE)
 
 
 def detected(routes: Mapping[str, Behaviour]) -> str:
@@ -51,6 +54,7 @@ def test_by_the_names_on_its_page_wherever_that_is() -> None:
 
 def test_a_wrapper_wins_over_what_it_passes_through() -> None:
     assert detected({"/metrics": page(b"apple:running 2\nbasket_blocks 0\n")}) == "basket"
+    assert detected({"/v1/metrics": page(b"apple:running 2\n"), "/crate": as_json({"lid": 1})}) == "crate"
 
 
 def test_a_page_that_mixes_engines_is_refused_by_name() -> None:

@@ -25,6 +25,10 @@ def detect(endpoint: Endpoint, engines: Sequence[Engine] = ENGINES) -> Engine:
     Raises SourceError: what `Endpoint.get` raises, several_engines, not_metrics, no_engine_series.
     """
     owner = _owner(endpoint)
+    # What is wrapped shows on the wrapper's page as if it served that page itself.
+    found = _by_json(endpoint, [engine for engine in engines if engine.marks.wraps])
+    if found is not None:
+        return found
     failure = SourceError("no_engine_series", "no page of a known engine answers")
     for path in _PAGE_PATHS:
         if owner in _DRAINED_BY_READING and path == "/metrics":

@@ -1,9 +1,34 @@
 """The engines that are understood. A new one is a file beside `vllm.py` and a line in `ENGINES`."""
 
-from kvgauge.observe.engines import vllm
+from kvgauge.observe.engines import (
+    dynamo,
+    llamacpp,
+    lmdeploy,
+    nim,
+    ollama,
+    sglang,
+    tensorrt_llm,
+    tgi,
+    triton_tensorrt_llm,
+    vllm,
+)
+from kvgauge.observe.engines import max as modular_max
 from kvgauge.observe.engines.contract import Engine
 
-ENGINES: tuple[Engine, ...] = (vllm.ENGINE,)
+ENGINES: tuple[Engine, ...] = (
+    vllm.ENGINE,
+    sglang.ENGINE,
+    tensorrt_llm.ENGINE,
+    triton_tensorrt_llm.ENGINE,
+    # Of the two that pass others' series through, the first that fits is taken.
+    dynamo.ENGINE,
+    nim.ENGINE,
+    tgi.ENGINE,
+    llamacpp.ENGINE,
+    ollama.ENGINE,
+    lmdeploy.ENGINE,
+    modular_max.ENGINE,
+)
 NAMES: tuple[str, ...] = tuple(engine.name for engine in ENGINES)
 
 

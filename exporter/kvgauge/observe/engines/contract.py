@@ -69,6 +69,9 @@ class Engine:
     """One kind of engine: how it is recognised and how it is read."""
 
     name: str
+    """What `--engine` and the label call it."""
+    title: str
+    """Its name as its makers write it, for docs/engines.md."""
     marks: Marks
     read: Callable[[Pages], EngineReading]
     """Raises SourceError when the page it stands on could not be read. Never raises on odd values: what cannot be
@@ -78,7 +81,6 @@ class Engine:
     facts: Mapping[str, str]
     """How each fact is had, for docs/engines.md: fact -> `exact`, `derived: how` or `unavailable: why`; the facts are
     those of `FACTS`."""
-
 
 FACTS = (
     "capacity",
