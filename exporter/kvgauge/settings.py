@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from kvgauge.complaints import InputError, OneLineParser
 from kvgauge.observe.engines import NAMES
+from kvgauge.observe.merging import PAGELESS
 
 ENVIRONMENT_PREFIX = "KVGAUGE_"
 MAX_CONFIG_BYTES = 1024 * 1024
@@ -44,12 +45,12 @@ def _http_url(value: str) -> str:
 
 
 def _engine_kind(value: str) -> str:
-    if value != "auto" and value not in NAMES:
-        raise ValueError(f"should be auto or one of: {', '.join(NAMES)}")
+    if value != "auto" and value not in (*NAMES, *PAGELESS):
+        raise ValueError(f"should be auto or one of: {', '.join((*NAMES, *PAGELESS))}")
     return value
 
 
-NOT_USED_YET = ("spool", "slo_ttft", "slo_tpot")
+NOT_USED_YET = ("slo_ttft", "slo_tpot")
 """Settings of the contract that nothing reads so far; whoever sets one is told."""
 
 Seconds = Annotated[float, BeforeValidator(_seconds)]
@@ -97,13 +98,15 @@ class Settings(BaseModel):
     interval: Seconds = Field(1.0, ge=0.1, le=60, description="time between two looks")
     stale_after: Seconds = Field(5.0, gt=0, le=300, description="age at which facts are dropped")
     tp: int | None = Field(None, ge=1, le=1024, description="the engine's tensor parallelism")
-    pp: int = Field(1, ge=1, le=1024, description="the engine's pipeline parallelism")
+    pp: int | None = Field(None, ge=1, le=1024, description="the engine's pipeline parallelism")
     max_num_seqs: int | None = Field(None, ge=1, le=1_000_000, description="the engine's max_num_seqs")
     max_num_batched_tokens: int | None = Field(
         None, ge=1, le=100_000_000, description="the engine's max_num_batched_tokens"
     )
     enforce_eager: bool = Field(False, description="the engine runs without CUDA graphs")
-    spool: str | None = Field(None, min_length=1, description="the agent's spool folder; not read by this version")
+    spool: str | None = Field(
+        None, min_length=1, description="the agent's spool folder; without it /run/kvgauge, where that exists"
+    )
     slo_ttft: Seconds | None = Field(None, gt=0, description="time to first token to keep; not used by this version")
     slo_tpot: Seconds | None = Field(None, gt=0, description="time per output token to keep; not used by this version")
     log_format: Literal["console", "json"] = Field("console", description="shape of log lines")

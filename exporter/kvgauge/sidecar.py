@@ -11,9 +11,11 @@ from kvgauge.advise import History, advise
 from kvgauge.assess import EngineFlags, assess
 from kvgauge.complaints import InputError, fail
 from kvgauge.logs import logger, set_up
+from kvgauge.observe.agent import AgentSource
 from kvgauge.observe.engine import EngineSource
 from kvgauge.observe.engines.contract import Hints
 from kvgauge.observe.fetching import Endpoint
+from kvgauge.observe.merging import PAGELESS
 from kvgauge.observe.model import ModelSource
 from kvgauge.observe.nvml import NvmlSource
 from kvgauge.observe.observer import Observer
@@ -41,18 +43,14 @@ class Loop:
             max_num_batched_tokens=settings.max_num_batched_tokens,
             enforce_eager=settings.enforce_eager,
         )
-        key = settings.engine_api_key
-        endpoint = Endpoint(
-            settings.engine_url,
-            timeout_seconds=settings.engine_timeout,
-            api_key=key.get_secret_value() if key is not None else None,
-        )
         self._observer = Observer(
             devices,
-            EngineSource(endpoint, settings.engine, _hints(settings), settings.stalled_after),
+            None if settings.engine in PAGELESS else _engine(settings),
             ModelSource(settings.model),
+            AgentSource(settings.spool),
             engine_timeout_seconds=settings.engine_timeout,
             stale_after_seconds=settings.stale_after,
+            stalled_after_seconds=settings.stalled_after,
         )
         self._history = History()
         self._states: dict[str, str] = {}
@@ -75,7 +73,7 @@ class Loop:
             self._log_change(state)
         self._history.remember(observation)
         assessment = assess(observation, self._flags)
-        advice = advise(assessment, self._history, max_num_seqs=self._settings.max_num_seqs)
+        advice = advise(assessment, self._history, max_num_seqs=assessment.max_num_seqs)
         self._board.publish(Snapshot(assessment, advice))
 
     def _run(self) -> None:
@@ -100,6 +98,16 @@ class Loop:
             self._states[state.source] = now
             level = logging.INFO if state.up else logging.WARNING
             logger.log(level, "source %s: %s%s", state.source, now, "" if state.up else f" ({state.message})")
+
+
+def _engine(settings: Settings) -> EngineSource:
+    key = settings.engine_api_key
+    endpoint = Endpoint(
+        settings.engine_url,
+        timeout_seconds=settings.engine_timeout,
+        api_key=key.get_secret_value() if key is not None else None,
+    )
+    return EngineSource(endpoint, settings.engine, _hints(settings), settings.stalled_after)
 
 
 def _hints(settings: Settings) -> Hints:

@@ -32,7 +32,7 @@ def test_the_tail_of_blocks_is_estimated_and_says_so() -> None:
     (pool,) = assess(observation(with_model=model()), EngineFlags()).pools
     tail_tokens = 10 * 15 / 2
     assert (pool.live_tokens, pool.live_tokens_method) == (8000 - tail_tokens, "estimated")
-    (waste,) = pool.waste
+    waste = pool.waste[0]
     assert (waste.kind, waste.method, waste.waste_bytes) == ("block_tail", "estimated", tail_tokens * 131_072)
 
 
@@ -45,15 +45,25 @@ def test_what_the_engine_measured_is_not_estimated() -> None:
 def test_without_a_model_tokens_are_known_and_bytes_are_not() -> None:
     (pool,) = assess(observation(), EngineFlags()).pools
     assert (pool.active_tokens, pool.live_tokens_method) == (8000, "estimated")
-    assert (pool.kv_bytes_per_token, pool.waste, pool.predicted_capacity_tokens) == (None, (), None)
+    assert (pool.kv_bytes_per_token, pool.predicted_capacity_tokens) == (None, None)
+    # One GPU has no copies, and vLLM never reserves: that needs no model.
+    assert [(waste.kind, waste.waste_bytes) for waste in pool.waste] == [("reservation", 0), ("head_replication", 0)]
     assert {"kv_bytes_per_token", "predicted_capacity_tokens"} <= set(pool.missing)
 
 
 def test_window_models_have_no_tail_estimate() -> None:
     hybrid = model(model_type="mistral", sliding_window=4096)
     (pool,) = assess(observation(with_model=hybrid), EngineFlags()).pools
-    assert (pool.live_tokens, pool.waste) == (None, ())
-    assert "live_tokens" in pool.missing
+    assert pool.live_tokens is None
+    assert "block_tail" not in {waste.kind for waste in pool.waste}
+    assert {"live_tokens", "waste.block_tail"} <= set(pool.missing)
+
+
+def test_another_engines_pool_is_not_planned_by_vllms_rules() -> None:
+    result = assess(observation(engine=replace(ENGINE, engine="sglang"), with_model=model()), EngineFlags())
+    assert result.pools[0].predicted_capacity_tokens is None
+    assert "sglang" in result.missing["memory"]
+    assert "sglang" in result.pools[0].missing["predicted_capacity_tokens"]
 
 
 def test_prediction_against_the_driver() -> None:

@@ -8,7 +8,8 @@ from kvgauge.observe.records import Observation
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """Bytes on each GPU that are taken and hold nothing. `method` is ``measured`` or ``estimated``."""
+    """Bytes on each GPU that are taken and hold nothing, or a copy. `method` is ``measured`` or ``estimated``; the
+    kinds are those of `kvgauge.assess.waste`."""
 
     kind: str
     method: str
@@ -66,6 +67,26 @@ class GpuAssessment:
     components: tuple[ComponentPrediction, ...]
     total: ComponentPrediction | None
     missing: Mapping[str, str] = field(default_factory=dict)
+    measured_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Parts that the engine measured or stated, predicted or not, by component."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllocatorAssessment:
+    """torch's caching allocators on one GPU, of all processes with an agent. None where one of them does not tell."""
+
+    gpu: int | None
+    """As the driver counts; None where the GPU is not among the driver's."""
+    uuid: str
+    processes: int
+    allocated_bytes: int | None
+    reserved_bytes: int | None
+    inactive_split_bytes: int | None
+    requested_bytes: int | None
+    largest_free_bytes: int | None
+    """The largest free piece that any of the processes has."""
+    fragmentation_ratio: float | None
+    """Share of the free memory that lies outside its process' largest free piece; None where nothing is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +100,6 @@ class Assessment:
     pools: tuple[PoolAssessment, ...]
     gpus: tuple[GpuAssessment, ...]
     missing: Mapping[str, str] = field(default_factory=dict)
+    allocators: tuple[AllocatorAssessment, ...] = ()
+    max_num_seqs: int | None = None
+    """Requests that one rank runs at a time at most: by flag, or as the engine tells."""

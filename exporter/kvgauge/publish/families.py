@@ -92,8 +92,8 @@ def _predicted_total(snapshot: Snapshot) -> Iterator[Row]:
 
 def _actual(snapshot: Snapshot) -> Iterator[Row]:
     for gpu in snapshot.assessment.gpus:
-        for part in gpu.components:
-            yield (str(gpu.gpu), gpu.uuid, part.component), part.actual_bytes
+        for component, size in gpu.measured_bytes.items():
+            yield (str(gpu.gpu), gpu.uuid, component), size
 
 
 def _error_ratio(snapshot: Snapshot) -> Iterator[Row]:
@@ -118,6 +118,21 @@ def _waste(snapshot: Snapshot) -> Iterator[Row]:
     for pool in snapshot.assessment.pools:
         for waste in pool.waste:
             yield (pool.model, pool.rank, waste.kind, waste.method), waste.waste_bytes
+
+
+def _allocators(snapshot: Snapshot) -> Iterator[Row]:
+    for each in snapshot.assessment.allocators:
+        place = ("" if each.gpu is None else str(each.gpu), each.uuid)
+        yield (*place, "allocated"), each.allocated_bytes
+        yield (*place, "reserved"), each.reserved_bytes
+        yield (*place, "inactive_split"), each.inactive_split_bytes
+        yield (*place, "requested"), each.requested_bytes
+        yield (*place, "largest_free"), each.largest_free_bytes
+
+
+def _fragmentation(snapshot: Snapshot) -> Iterator[Row]:
+    for each in snapshot.assessment.allocators:
+        yield ("" if each.gpu is None else str(each.gpu), each.uuid), each.fragmentation_ratio
 
 
 def _requests(snapshot: Snapshot) -> Iterator[Row]:
@@ -308,9 +323,23 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "kvgauge_waste_bytes",
         "gauge",
-        "Bytes on each GPU that are taken and hold nothing.",
+        "Bytes on each GPU that are taken and hold nothing, or a copy. Kinds do not overlap: see below.",
         (*ENGINE_LABELS, "kind", "method"),
         _waste,
+    ),
+    Family(
+        "kvgauge_allocator_bytes",
+        "gauge",
+        "torch's caching allocator, all processes with an agent together; of largest_free the largest of any.",
+        (*GPU_LABELS, "state"),
+        _allocators,
+    ),
+    Family(
+        "kvgauge_allocator_fragmentation_ratio",
+        "gauge",
+        "Of the memory that the allocator holds free, the share outside the largest free piece.",
+        GPU_LABELS,
+        _fragmentation,
     ),
     Family("kvgauge_requests", "gauge", "Requests by state.", (*ENGINE_LABELS, "state"), _requests),
     Family(

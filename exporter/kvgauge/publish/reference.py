@@ -2,6 +2,7 @@
 
 import sys
 
+from kvgauge.assess.waste import KINDS
 from kvgauge.publish.families import FAMILIES
 
 _INTRODUCTION = """# Metrics
@@ -15,6 +16,38 @@ of a fact. `pod` and `namespace` are for Prometheus to attach.
 |---|---|---|---|
 """
 
+_WASTE = """
+## Waste
+
+`kvgauge_waste_bytes` is in bytes on each GPU of a data-parallel rank. The kinds do not overlap and may be added up:
+`stranded` is of what was set aside for the whole pool, the others are of what live sequences hold. A held block is
+padding, slots without a token (`block_tail` or `reservation`), and slots with one, of which some may be copies. So
+
+    pool = stranded + free and reclaimable blocks + held blocks
+    held blocks = group_padding + block_tail + reservation + head_replication + tokens that no other GPU holds
+
+`method` is `measured` where the engine's own books tell it (the agent, or its page) or its design leaves no doubt, and
+`estimated` where it is what is to be expected. A kind that can't be known has no series; `missing` in `/v1/assessment`
+says why.
+
+The last column is what the paper on PagedAttention (Kwon et al., SOSP 2023, section 3.1) calls it.
+
+| kind | meaning | 0 by design | in the paper |
+|---|---|---|---|
+"""
+
+_ALLOCATOR = """
+## torch's allocator
+
+Engines with a paged pool take it from torch in a few large pieces at their start, and keep it whether it is full or
+empty: `kvgauge_allocator_bytes` says nothing of its occupancy. It tells what torch holds beside it. `allocated` is held
+by tensors, `requested` what they asked for before rounding, `reserved` obtained from the driver, `inactive_split` free
+pieces of segments in use elsewhere, which can't go back to the driver. `largest_free` and the fragmentation ratio come
+from a look at all pieces that the agent takes once a minute, where that is quick. What the paper calls external
+fragmentation shows here for programs that make their caches one by one. Where a GPU is not among the driver's, `gpu`
+is empty and `uuid` is what torch says.
+"""
+
 
 def reference() -> str:
     """The page, as Markdown."""
@@ -22,7 +55,8 @@ def reference() -> str:
         f"| `{family.name}` | {family.kind} | {', '.join(f'`{label}`' for label in family.labels)} | {family.help} |\n"
         for family in FAMILIES
     )
-    return _INTRODUCTION + "".join(rows)
+    kinds = (f"| `{name}` | {kind.meaning} | {kind.zero} | {kind.paper} |\n" for name, kind in KINDS.items())
+    return "".join((_INTRODUCTION, *rows, _WASTE, *kinds, _ALLOCATOR))
 
 
 if __name__ == "__main__":
