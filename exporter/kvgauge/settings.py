@@ -17,7 +17,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from kvgauge.complaints import InputError, OneLineParser
 from kvgauge.observe.engines import NAMES
-from kvgauge.observe.merging import PAGELESS
 
 ENVIRONMENT_PREFIX = "KVGAUGE_"
 MAX_CONFIG_BYTES = 1024 * 1024
@@ -45,8 +44,8 @@ def _http_url(value: str) -> str:
 
 
 def _engine_kind(value: str) -> str:
-    if value != "auto" and value not in (*NAMES, *PAGELESS):
-        raise ValueError(f"should be auto or one of: {', '.join((*NAMES, *PAGELESS))}")
+    if value != "auto" and value not in NAMES:
+        raise ValueError(f"should be auto or one of: {', '.join(NAMES)}")
     return value
 
 

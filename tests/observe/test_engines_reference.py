@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from kvgauge.observe.engines import ENGINES
+from kvgauge.observe.engines import ENGINES, PAGELESS
 from kvgauge.observe.engines.contract import FACTS, Engine
 from kvgauge.observe.engines.reference import reference
 
-by_name = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+by_name = pytest.mark.parametrize("engine", [*ENGINES, *PAGELESS], ids=lambda engine: engine.name)
 
 
 @by_name

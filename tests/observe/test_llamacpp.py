@@ -64,7 +64,7 @@ def test_under_load() -> None:
     reading, asked = pages_read(LOADED)
     assert asked == ["/props", "/metrics", "/slots"]
     (rank,) = reading.ranks
-    assert (rank.capacity_tokens, rank.block_tokens) == (4096, 1)
+    assert (rank.capacity_tokens, rank.block_tokens) == (4096, None)
     # Prompt and output together: 26 + 681 and 26 + 682.
     assert rank.active_tokens == rank.live_tokens == 707 + 708
     assert (rank.reclaimable_tokens, rank.free_tokens, rank.reserved_tokens) == (0, 4096 - 1415, 4096)
@@ -195,7 +195,7 @@ def test_a_server_of_2024() -> None:
     assert (rank.capacity_tokens, rank.usage_ratio, rank.running, rank.waiting) == (8192, 0.5, 1, 0)
     assert (rank.active_tokens, rank.reclaimable_tokens, rank.free_tokens) == (1000, 3096, 4096)
     assert (rank.prefix_hits_tokens_total, rank.prefix_queries_tokens_total) == (None, None)
-    assert (reading.model, reading.version, reading.bad_lines) == ("acme-8b.gguf", "b4300-abcdef0", 0)
+    assert (reading.model, reading.version, reading.bad_lines) == ("/models/acme-8b.gguf", "b4300-abcdef0", 0)
 
 
 def test_a_server_of_2024_that_is_idle_has_its_used_cells_in_reserve() -> None:

@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 
+from kvgauge.observe import engines
 from kvgauge.observe.agent import STALE_SECONDS
 from kvgauge.observe.records import AgentReading, EngineReading, ProcessReading, RankReading, SchedulerReading
 
-PAGELESS = ("transformers",)
-"""Engines without any page: the agent is all there is to read."""
+PAGELESS = tuple(engine.name for engine in engines.PAGELESS)
 _STAND_INS = frozenset({*PAGELESS, "torch"})
 # What may run inside an engine that is another's wrapper; "torch" is what the agent calls a program it does not know.
 _INSIDE: Mapping[str, frozenset[str]] = {

@@ -9,6 +9,7 @@ from kvgauge.observe.engines import (
     sglang,
     tensorrt_llm,
     tgi,
+    transformers,
     triton_tensorrt_llm,
     vllm,
 )
@@ -29,9 +30,11 @@ ENGINES: tuple[Engine, ...] = (
     lmdeploy.ENGINE,
     modular_max.ENGINE,
 )
-NAMES: tuple[str, ...] = tuple(engine.name for engine in ENGINES)
+PAGELESS: tuple[Engine, ...] = (transformers.ENGINE,)
+"""Engines without any page: the agent is all there is to read."""
+NAMES: tuple[str, ...] = tuple(engine.name for engine in (*ENGINES, *PAGELESS))
 
 
 def by_name(name: str) -> Engine:
     """The engine called `name`. Raises KeyError."""
-    return {engine.name: engine for engine in ENGINES}[name]
+    return {engine.name: engine for engine in (*ENGINES, *PAGELESS)}[name]

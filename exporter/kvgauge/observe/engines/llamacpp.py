@@ -19,7 +19,6 @@ read: they are not used here, and beside a sidecar they are of no use to others.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 
 from kvgauge.observe.engines.contract import Engine, Hints, Json, Marks, Pages, names_start_with, sample_names_of
 from kvgauge.observe.engines.rows import Figures, Rows, field_of, objects_of, reasons_for, size, text
@@ -203,11 +202,11 @@ class _Server:
 
     @classmethod
     def of(cls, props: Json, slots: _Slots, hints: Hints) -> "_Server":
-        path = text(field_of(props, "model_path")) or ""
         defaults = field_of(props, "default_generation_settings")
         total = size(field_of(props, "total_slots"))
         return cls(
-            model=text(field_of(props, "model_alias")) or PurePath(path).name,
+            # Without an alias newer builds call the model by its path.
+            model=text(field_of(props, "model_alias")) or text(field_of(props, "model_path")) or "",
             slots=total,
             slot_tokens=size(field_of(defaults, "n_ctx")) or slots.slot_tokens,
             one_pool=False if total == 1 else hints.kv_unified,
@@ -223,7 +222,6 @@ def _read_rank(rows: _Metrics, slots: _Slots, server: _Server, running: int | No
         rank="0",
         model=server.model,
         capacity_tokens=cells.capacity,
-        block_tokens=1,
         active_tokens=cells.active,
         reclaimable_tokens=cells.reclaimable,
         free_tokens=cells.free,
@@ -285,7 +283,7 @@ def _at_most(limit: int | None, value: int | None) -> int | None:
 def _reasons(rows: _Metrics, slots: _Slots) -> dict[str, str]:
     """Why a figure is None, by field."""
     untold_slots = slots.figures.unstated or "the slots do not tell it"
-    reasons = dict.fromkeys(("num_blocks", "used_blocks"), "llama.cpp has no blocks, only cells")
+    reasons = dict.fromkeys(("block_tokens", "num_blocks", "used_blocks"), "llama.cpp has no blocks, only cells")
     reasons |= dict.fromkeys(("prompt_lengths", "output_lengths"), "llama.cpp publishes no histograms")
     reasons |= dict.fromkeys(("swapped", "preemptions_total"), "llama.cpp takes no cells from a running request")
     reasons |= dict.fromkeys(("active_tokens", "reclaimable_tokens"), untold_slots)
@@ -322,7 +320,7 @@ ENGINE = Engine(
         "free": "derived: capacity - active - reclaimable",
         "live tokens": "exact with /slots: a cell holds one token",
         "reserved": "derived: n_ctx x running; unavailable for slots that share one pool, which do not reserve",
-        "block size": "exact: a cell holds one token",
+        "block size": "unavailable: no blocks; a cell holds one token",
         "running": "exact",
         "waiting": "exact with --metrics; otherwise unavailable: only /metrics tells it",
         "swapped": "unavailable: nothing is swapped",

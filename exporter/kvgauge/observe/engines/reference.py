@@ -2,7 +2,7 @@
 
 import sys
 
-from kvgauge.observe.engines import ENGINES
+from kvgauge.observe.engines import ENGINES, PAGELESS
 from kvgauge.observe.engines.contract import FACTS
 
 _INTRODUCTION = """# Engines
@@ -24,11 +24,12 @@ that has requests and has not moved for `--stalled-after` counts as down, with r
 
 def reference() -> str:
     """The page, as Markdown."""
-    overview = (f"| {engine.title} | `{engine.name}` | {engine.versions} |\n" for engine in ENGINES)
+    engines = (*ENGINES, *PAGELESS)
+    overview = (f"| {engine.title} | `{engine.name}` | {engine.versions} |\n" for engine in engines)
     tables = (
         f"\n## {engine.title}\n\n| fact | how it is had |\n|---|---|\n"
         + "".join(f"| {fact} | {engine.facts[fact]} |\n" for fact in FACTS)
-        for engine in ENGINES
+        for engine in engines
     )
     return "".join((_INTRODUCTION, *overview, *tables))
 
