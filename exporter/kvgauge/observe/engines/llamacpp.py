@@ -304,7 +304,7 @@ def _is_its_answer(answer: Json) -> bool:
 
 
 ENGINE = Engine(
-    name="llamacpp",
+    name="llama.cpp",
     title="llama.cpp",
     marks=Marks(
         page=names_start_with(_PREFIX.encode()),
