@@ -1,8 +1,8 @@
 """The plugin for vLLM: `register` is its entry point in the group vllm.general_plugins, which every process loads.
 
 It only puts hooks on two classes. The agent starts where one of them is made: in the process that schedules, and in
-those that hold GPUs. The API server gets no thread and no file. Read in and written for vLLM 0.9 to 0.33; what has
-moved between them is at the place where it is used.
+those that hold GPUs. The API server gets no thread and no file. Written from the sources of vLLM 0.9.2 to 0.33.0;
+what has moved between them is said where it is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from kvgauge_agent.daemon import INSTANCE_VARIABLE, describe, start
 from kvgauge_agent.imports import when_imported
-from kvgauge_agent.log import reason
+from kvgauge_agent.log import guarded, reason
 from kvgauge_agent.vllm_scheduler import SchedulerPart
 from kvgauge_agent.vllm_worker import WorkerPart
 from kvgauge_agent.wrapping import call_after
@@ -55,8 +55,8 @@ def _scheduler_made(scheduler: Any, _: object) -> None:
     # Until 0.11 every place that preempts does so by itself.
     part = SchedulerPart(scheduler, counts_preemptions=hasattr(scheduler, "_preempt_request"))
     setattr(scheduler, _PART, part)
-    config = scheduler.vllm_config
-    start("scheduler", "vllm", parts=[part], **_engine(config))
+    start("scheduler", "vllm", parts=[part])
+    guarded("the engine's description", lambda: describe(**_engine(scheduler.vllm_config)))
 
 
 def _stepped(scheduler: Any, _: object) -> None:
@@ -85,8 +85,9 @@ def _preempted(scheduler: Any, _: object) -> None:
 
 def _device_ready(wrapper: Any, _: object) -> None:
     worker = wrapper.worker
-    start("worker", "vllm", parts=[WorkerPart(worker)], **_engine(worker.vllm_config))
-    describe(**_place())
+    start("worker", "vllm", parts=[WorkerPart(worker)])
+    guarded("the engine's description", lambda: describe(**_engine(worker.vllm_config)))
+    guarded("the worker's ranks", lambda: describe(**_place()))
 
 
 def _engine(config: Any) -> dict[str, object]:
