@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 from kvgauge import __version__
 from kvgauge.advise import History, advise
-from kvgauge.assess import EngineFlags, assess
+from kvgauge.assess import Assessment, EngineFlags, Memo, Past, assess, compared
+from kvgauge.assess.settling import GAP_SECONDS
 from kvgauge.complaints import InputError, fail
 from kvgauge.logs import logger, set_up
 from kvgauge.observe.agent import AgentSource
@@ -28,6 +29,29 @@ from kvgauge.settings import NOT_USED_YET, Settings, load, to_toml
 
 # The tick must not hold the interpreter for longer than a scrape can wait: the default of 5 ms would show in its p99.
 _SWITCH_SECONDS = 0.0005
+
+
+class DriftLog:
+    """Logs each drift once when it is noticed, though its numbers go on changing, and once when it is over."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], str] = {}
+
+    def follow(self, assessment: Assessment) -> None:
+        """One tick. While the engine is not seen, nothing is known to be over."""
+        if assessment.observation.engine is None:
+            return
+        found = {
+            (drift.kind, gpu.uuid): drift.warning
+            for gpu in assessment.gpus
+            for drift in gpu.drifts
+            if drift.warning is not None
+        }
+        for warning in dict.fromkeys(warning for place, warning in found.items() if place not in self._known):
+            logger.warning("%s", warning)
+        for kind in dict.fromkeys(kind for kind, uuid in self._known if (kind, uuid) not in found):
+            logger.info("drift %s: over", kind)
+        self._known = found
 
 
 class Loop:
@@ -52,8 +76,11 @@ class Loop:
             stale_after_seconds=settings.stale_after,
             stalled_after_seconds=settings.stalled_after,
         )
+        self._memo = Memo()
+        self._past = Past(gap_seconds=max(GAP_SECONDS, 3 * settings.interval))
         self._history = History()
         self._states: dict[str, str] = {}
+        self._drift_log = DriftLog()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kvgauge-loop", daemon=True)
 
@@ -72,7 +99,10 @@ class Loop:
         for state in observation.sources:
             self._log_change(state)
         self._history.remember(observation)
-        assessment = assess(observation, self._flags)
+        assessment = assess(observation, self._flags, self._memo)
+        self._past.remember(assessment)
+        assessment = compared(assessment, self._past)
+        self._drift_log.follow(assessment)
         advice = advise(assessment, self._history, max_num_seqs=assessment.max_num_seqs)
         self._board.publish(Snapshot(assessment, advice))
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvgauge.assess import EngineFlags, assess
-from tests.support.facts import ENGINE, GIB, GPU, LLAMA_8B_PARAMETERS, model, observation
+from tests.support.facts import ENGINE, GIB, GPU, LLAMA_8B_PARAMETERS, RANK, model, observation
 
 KV_BYTES_PER_TOKEN = 32 * 8 * 128 * 2 * 2
 
@@ -59,11 +59,23 @@ def test_window_models_have_no_tail_estimate() -> None:
     assert {"live_tokens", "waste.block_tail"} <= set(pool.missing)
 
 
-def test_another_engines_pool_is_not_planned_by_vllms_rules() -> None:
-    result = assess(observation(engine=replace(ENGINE, engine="sglang"), with_model=model()), EngineFlags())
+def test_the_pool_of_an_engine_without_rules_is_not_planned_by_anothers() -> None:
+    result = assess(observation(engine=replace(ENGINE, engine="max"), with_model=model()), EngineFlags())
     assert result.pools[0].predicted_capacity_tokens is None
-    assert "sglang" in result.missing["memory"]
-    assert "sglang" in result.pools[0].missing["predicted_capacity_tokens"]
+    assert "max" in result.missing["memory"]
+    assert "max" in result.pools[0].missing["predicted_capacity_tokens"]
+
+
+def test_the_fullest_of_several_pools_is_what_usage_tells() -> None:
+    def usage(engine: str, usage_ratio: float) -> float | None:
+        ranks = (replace(RANK, active_tokens=8000, usage_ratio=usage_ratio),)
+        seen = observation(engine=replace(ENGINE, engine=engine, ranks=ranks))
+        return assess(seen, EngineFlags()).pools[0].usage_ratio
+
+    assert usage("sglang", 0.9) == 0.9
+    assert usage("sglang", 0.4) == 0.5
+    # Old builds of llama.cpp count the cells of idle slots.
+    assert usage("llama.cpp", 0.9) == 0.5
 
 
 def test_prediction_against_the_driver() -> None:

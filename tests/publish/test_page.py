@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import TypeAdapter
 
 from kvgauge.advise import History, advise
-from kvgauge.assess import EngineFlags, assess
+from kvgauge.assess import EngineFlags, Past, assess, compared
 from kvgauge.observe.merging import refined
 from kvgauge.observe.records import Observation, SourceState
 from kvgauge.publish.board import Board
@@ -28,10 +28,10 @@ def snapshot(seen: Observation, max_num_seqs: int | None = 256) -> Snapshot:
     return Snapshot(assessment, advise(assessment, history, max_num_seqs=max_num_seqs))
 
 
-def full() -> Snapshot:
+def full(engine_bytes: int = 151 << 29) -> Snapshot:
     """Everything that this version can know, known."""
     seen = observation(
-        gpus=(replace(GPU, reserved_bytes=1, engine_bytes=2),),
+        gpus=(replace(GPU, reserved_bytes=1 << 29, engine_bytes=engine_bytes),),
         with_model=model(),
         reclaimable_tokens=100,
         free_tokens=7900,
@@ -46,7 +46,11 @@ def full() -> Snapshot:
     for second in range(12):
         history.remember(replace(seen, monotonic_seconds=float(second)))
     seen = replace(seen, sources=(*seen.sources, failed))
-    assessment = assess(seen, EngineFlags(max_num_seqs=256))
+    past = Past()
+    for second in range(0, 300, 5):
+        past.remember(assess(replace(seen, monotonic_seconds=float(second)), EngineFlags(max_num_seqs=256)))
+    seen = replace(seen, monotonic_seconds=300.0)
+    assessment = compared(assess(seen, EngineFlags(max_num_seqs=256)), past)
     return Snapshot(assessment, advise(assessment, history, max_num_seqs=256))
 
 
@@ -102,6 +106,26 @@ def test_what_the_agent_measured_is_on_the_page() -> None:
     assert values(full(), "kvgauge_memory_actual_bytes", "component") == {
         ("weights",): 16_000, ("kv_pool",): 50_000, ("activations",): 2_000, ("non_torch",): 500,
     }  # fmt: skip
+
+
+def test_predicted_calibrated_and_actual_stand_side_by_side() -> None:
+    calibrated = values(full(), "kvgauge_memory_calibrated_bytes", "component")
+    assert calibrated.keys() - {("total",)} == values(full(), "kvgauge_memory_predicted_bytes", "component").keys()
+    assert calibrated["total",] == 76 << 30
+    assert values(full(), "kvgauge_memory_drift_bytes", "gpu", "kind") == {
+        ("0", "leak"): 0,
+        ("0", "foreign_process"): 0,
+        ("0", "flags"): 0,
+    }
+
+
+def test_warnings_are_in_the_api() -> None:
+    assessed = TypeAdapter(AssessmentView).dump_python(assessment_view(full(70 << 30).assessment), mode="json")
+    (warning,) = assessed["warnings"]
+    assert "another process" in warning
+    (found,) = [each for each in assessed["gpus"][0]["drifts"] if each["warning"]]
+    assert found == {"kind": "foreign_process", "drift_bytes": 11 << 29, "warning": warning}
+    assert assessed["gpus"][0]["components"][0]["calibrated_bytes"] is None
 
 
 def test_a_gpu_that_the_driver_does_not_show_has_no_index() -> None:

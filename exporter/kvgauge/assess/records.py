@@ -49,6 +49,9 @@ class ComponentPrediction:
     high_bytes: int
     actual_bytes: int | None
     source: str
+    calibrated_bytes: int | None = None
+    """What it should be by the same rules, corrected by what was measured of this engine, GPU and model before; None
+    before anything was."""
 
     @property
     def error_ratio(self) -> float | None:
@@ -56,6 +59,17 @@ class ComponentPrediction:
         if not self.actual_bytes:
             return None
         return (self.actual_bytes - self.expected_bytes) / self.actual_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One way in which memory moves away from where it had settled: `leak`, `foreign_process` or `flags`."""
+
+    kind: str
+    drift_bytes: int | None
+    """0 where nothing drifts; None where it does, by bytes that are not known. Of flags, what the pool gained."""
+    warning: str | None = None
+    """A sentence, where it drifts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +83,8 @@ class GpuAssessment:
     missing: Mapping[str, str] = field(default_factory=dict)
     measured_bytes: Mapping[str, int] = field(default_factory=dict)
     """Parts that the engine measured or stated, predicted or not, by component."""
+    drifts: tuple[Drift, ...] = ()
+    """The kinds that could be looked for; `missing` says why not of the others, under ``drift.<kind>``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +119,9 @@ class Assessment:
     allocators: tuple[AllocatorAssessment, ...] = ()
     max_num_seqs: int | None = None
     """Requests that one rank runs at a time at most: by flag, or as the engine tells."""
+    max_num_batched_tokens: int | None = None
+    """Tokens that one rank computes at a time at most, likewise."""
+    kind: str = ""
+    """The engine whose rules hold: of one that wraps another, the other, where that is told."""
+    warnings: tuple[str, ...] = ()
+    """What drifts, each in a sentence."""

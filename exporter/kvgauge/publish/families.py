@@ -102,6 +102,18 @@ def _error_ratio(snapshot: Snapshot) -> Iterator[Row]:
             yield (str(gpu.gpu), gpu.uuid, part.component), part.error_ratio
 
 
+def _calibrated(snapshot: Snapshot) -> Iterator[Row]:
+    for gpu in snapshot.assessment.gpus:
+        for part in (*gpu.components, *((gpu.total,) if gpu.total is not None else ())):
+            yield (str(gpu.gpu), gpu.uuid, part.component), part.calibrated_bytes
+
+
+def _drift(snapshot: Snapshot) -> Iterator[Row]:
+    for gpu in snapshot.assessment.gpus:
+        for drift in gpu.drifts:
+            yield (str(gpu.gpu), gpu.uuid, drift.kind), drift.drift_bytes
+
+
 def _kv_tokens(snapshot: Snapshot) -> Iterator[Row]:
     for pool in snapshot.assessment.pools:
         yield (pool.model, pool.rank, "active"), pool.active_tokens
@@ -265,6 +277,20 @@ FAMILIES: tuple[Family, ...] = (
         _error_ratio,
     ),
     Family(
+        "kvgauge_memory_calibrated_bytes",
+        "gauge",
+        "The prediction corrected by what was measured of this engine, GPU and model before; total likewise.",
+        (*GPU_LABELS, "component"),
+        _calibrated,
+    ),
+    Family(
+        "kvgauge_memory_drift_bytes",
+        "gauge",
+        "By how much memory has moved from where it had settled: leak, foreign_process, flags. See below.",
+        (*GPU_LABELS, "kind"),
+        _drift,
+    ),
+    Family(
         "kvgauge_kv_bytes_per_token",
         "gauge",
         "Bytes on each GPU that one more token of a sequence adds.",
@@ -316,7 +342,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "kvgauge_kv_usage_ratio",
         "gauge",
-        "Active slots / capacity.",
+        "Active slots / capacity; where layers of several kinds have pools of their own (SGLang), of the fullest.",
         ENGINE_LABELS,
         _pools(lambda pool: pool.usage_ratio),
     ),

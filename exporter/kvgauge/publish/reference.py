@@ -2,7 +2,10 @@
 
 import sys
 
-from kvgauge.assess.waste import KINDS
+from kvgauge.assess.drifting import KINDS as DRIFTS
+from kvgauge.assess.drifting import MIB
+from kvgauge.assess.settling import LEARNING_SECONDS, SETTLED_AFTER_SECONDS, STEADY_BYTES, STEADY_SECONDS
+from kvgauge.assess.waste import KINDS as WASTES
 from kvgauge.publish.families import FAMILIES
 
 _INTRODUCTION = """# Metrics
@@ -36,6 +39,28 @@ The last column is what the paper on PagedAttention (Kwon et al., SOSP 2023, sec
 |---|---|---|---|
 """
 
+_CALIBRATION = f"""
+## Calibration
+
+While an engine runs steadily, what is measured of each part of a GPU's memory (by the agent or the engine) and of its
+total (by the driver) is put beside what was predicted, and kept by engine, version, GPU, model and parallelism.
+`kvgauge_memory_calibrated_bytes` is the prediction corrected by it: parts that grow with the batch (`activations`,
+`graphs`) by their ratio, others by their difference; what the driver shows beyond the parts is in `context`. After a
+restart with other flags it says what the new pool and total should be, from the first tick on. Before anything was
+measured it is absent. What comes more than {LEARNING_SECONDS / 60:.0f} minutes after a start is not learned.
+
+## Drift
+
+`kvgauge_memory_drift_bytes` is 0 where a kind of drift was looked for and not found, and absent where it can't be
+looked for; `missing` in `/v1/assessment` says why, and `warnings` says in a sentence what drifts. Nothing is looked for
+while the engine is down or asleep. A leak and another process are looked for once the engine has been up and at work
+for {SETTLED_AFTER_SECONDS:.0f} s and the memory in use has kept within {STEADY_BYTES // MIB} MiB for \
+{STEADY_SECONDS:.0f} s; a restart begins anew.
+
+| kind | meaning | rule |
+|---|---|---|
+"""
+
 _ALLOCATOR = """
 ## torch's allocator
 
@@ -55,8 +80,9 @@ def reference() -> str:
         f"| `{family.name}` | {family.kind} | {', '.join(f'`{label}`' for label in family.labels)} | {family.help} |\n"
         for family in FAMILIES
     )
-    kinds = (f"| `{name}` | {kind.meaning} | {kind.zero} | {kind.paper} |\n" for name, kind in KINDS.items())
-    return "".join((_INTRODUCTION, *rows, _WASTE, *kinds, _ALLOCATOR))
+    kinds = (f"| `{name}` | {kind.meaning} | {kind.zero} | {kind.paper} |\n" for name, kind in WASTES.items())
+    drifts = (f"| `{name}` | {kind.meaning} | {kind.rule} |\n" for name, kind in DRIFTS.items())
+    return "".join((_INTRODUCTION, *rows, _CALIBRATION, *drifts, _WASTE, *kinds, _ALLOCATOR))
 
 
 if __name__ == "__main__":

@@ -57,6 +57,9 @@ class AssessmentView:
     gpus: tuple[GpuAssessment, ...]
     allocators: tuple[AllocatorAssessment, ...]
     max_num_seqs: int | None
+    max_num_batched_tokens: int | None
+    warnings: tuple[str, ...]
+    """What drifts, each in a sentence."""
     missing: Mapping[str, str]
 
 
