@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -33,27 +34,33 @@ def when_imported(name: str, hook: Hook) -> None:
 class _Finder:
     """Finds nothing itself: lets the other finders find, and has the hooks run behind the module's own code."""
 
+    def __init__(self) -> None:
+        self._asking = threading.local()
+
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
-        if name not in _waiting:
+        # The question that is put to the other finders comes by here again.
+        if name not in _waiting or getattr(self._asking, "name", None) == name:
             return None
-        hooks = _waiting.pop(name)
+        before = getattr(self._asking, "name", None)
+        self._asking.name = name
         try:
-            # Comes by here again, and finds that nobody waits any more.
             spec = importlib.util.find_spec(name)
-            # A loader that is a class, of a built-in module, is everybody's.
-            if spec is None or spec.loader is None or isinstance(spec.loader, type):
-                _waiting[name] = hooks
-                return None
-            load = spec.loader.exec_module
-
-            def load_and_hook(module: ModuleType) -> None:
-                load(module)
-                # A zip archive has one loader for all its modules.
-                if module.__name__ == name:
-                    for hook in hooks:
-                        guarded(f"the hook on {name}", hook, module)
-
-            spec.loader.exec_module = load_and_hook  # type: ignore[method-assign]
         except Exception:
             return None
+        finally:
+            self._asking.name = before
+        # A loader that is a class, of a built-in module, is everybody's.
+        if spec is None or spec.loader is None or isinstance(spec.loader, type):
+            return None
+        load = spec.loader.exec_module
+
+        def load_and_hook(module: ModuleType) -> None:
+            load(module)
+            # A zip archive has one loader for all its modules.
+            if module.__name__ == name:
+                # Only now: a mere look for the module, without loading it, must not lose them.
+                for hook in _waiting.pop(name, []):
+                    guarded(f"the hook on {name}", hook, module)
+
+        spec.loader.exec_module = load_and_hook  # type: ignore[method-assign]
         return spec

@@ -20,8 +20,7 @@ class Spool:
 
     def __init__(self, directory: str = "") -> None:
         self._directory = directory or os.environ.get("KVGAUGE_SPOOL") or DEFAULT_DIRECTORY
-        host = re.sub(r"[^A-Za-z0-9-]", "", socket.gethostname())[:32] or "host"
-        name = f"{host}-{os.getpid()}.json"
+        name = f"{_place()}-{os.getpid()}.json"
         self.path = os.path.join(self._directory, name)
         self._temporary = os.path.join(self._directory, f".{name}.tmp")
 
@@ -60,3 +59,12 @@ class Spool:
                     with contextlib.suppress(OSError):
                         if entry.stat(follow_symlinks=False).st_mtime < oldest:
                             os.unlink(entry.path)
+
+
+def _place() -> str:
+    """Where a process id means one process: the containers of a pod share the host's name, and each has a process 1."""
+    host = re.sub(r"[^A-Za-z0-9-]", "", socket.gethostname())[:20] or "host"
+    try:
+        return f"{host}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return host
