@@ -1,6 +1,7 @@
 """Hooks on modules that are imported later, and on methods of their classes."""
 
 import importlib
+import importlib.util
 import logging
 import sys
 import zipfile
@@ -49,6 +50,15 @@ def test_a_hook_runs_behind_the_import_and_once(package: Path) -> None:
     assert seen == [module]
     when_imported("engine_a.core", seen.append)
     assert seen == [module, module]
+
+
+def test_looking_for_a_module_does_not_lose_its_hooks(package: Path) -> None:
+    (package / "engine_looked_for.py").write_text(SOURCE)
+    seen: list[ModuleType] = []
+    when_imported("engine_looked_for", seen.append)
+    assert importlib.util.find_spec("engine_looked_for") is not None
+    assert not seen
+    assert seen == [importlib.import_module("engine_looked_for")]
 
 
 def test_a_hook_that_raises_spoils_neither_the_import_nor_the_next_hook(
