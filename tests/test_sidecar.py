@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from kvgauge.sidecar import DriftLog
+from tests.assess.living import HOUR, MINUTE, Life, using
+from tests.support.facts import GIB
 from tests.support.process import KVGAUGE, eventually, sidecar
 from tests.support.web import Behaviour, dripping, endless, page, serving, silent, status
 
@@ -71,7 +74,9 @@ def test_routes() -> None:
     with serving({"/metrics": page(CAPTURE)}) as url, sidecar("--engine-url", url) as running:
         assert running.get("/livez") == b"ok\n"
         assert running.get("/readyz") == b"ok\n"
-        advice = running.json("/v1/advice")
+        deadline = time.monotonic() + 10
+        while not (advice := running.json("/v1/advice"))["valid"] and time.monotonic() < deadline:
+            time.sleep(0.1)
         assert {
             "valid", "safe_concurrency", "limits", "binding_limit", "load_ratio", "kv_exhaustion_seconds", "running",
             "waiting", "age_seconds", "explanation", "terms",
@@ -227,6 +232,20 @@ def test_json_logs_carry_no_secret() -> None:
     assert {entry["level"] for entry in entries} <= {"INFO", "WARNING"}
     assert any("unauthorized" in entry["message"] for entry in entries)
     assert "hush" not in "".join(running.log)
+
+
+def test_drift_is_logged_once_when_it_begins_and_once_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    life, log = Life(), DriftLog()
+    life.lives(2 * HOUR, gpus=lambda at: using(70 * GIB + round(at * 0.1 * (1 << 20))))
+    life.lives(MINUTE, engine=None)
+    life.lives(HOUR, gpus=using(70 * GIB))
+    with caplog.at_level("INFO", logger="kvgauge"):
+        for assessment in life.seen:
+            log.follow(assessment)
+    texts = [record.message for record in caplog.records]
+    assert len(texts) == 2
+    assert "a leak" in texts[0]
+    assert texts[1] == "drift leak: over"
 
 
 def test_the_sidecar_imports_nothing_heavy() -> None:

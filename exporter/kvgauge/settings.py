@@ -49,7 +49,7 @@ def _engine_kind(value: str) -> str:
     return value
 
 
-NOT_USED_YET = ("spool", "slo_ttft", "slo_tpot")
+NOT_USED_YET = ("slo_ttft", "slo_tpot")
 """Settings of the contract that nothing reads so far; whoever sets one is told."""
 
 Seconds = Annotated[float, BeforeValidator(_seconds)]
@@ -61,7 +61,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     engine: Annotated[str, AfterValidator(_engine_kind)] = Field(
-        "auto", description="the engine's kind; auto tells it by the names on its metrics page"
+        "auto", description="the engine's kind; auto tells it by what it answers"
     )
     engine_url: Annotated[str, AfterValidator(_http_url)] = Field(
         "http://127.0.0.1:8000", description="where the engine serves"
@@ -70,6 +70,25 @@ class Settings(BaseModel):
         None, description="bearer key for the engine's /v1 pages; prefer the variable, flags are visible to others"
     )
     engine_timeout: Seconds = Field(1.0, gt=0, le=60, description="bound on each request to the engine")
+    engine_capacity_tokens: int | None = Field(
+        None, ge=1, le=10**12, description="KV slots of one rank, for engines whose pages do not state them"
+    )
+    engine_kv_dtype: str | None = Field(
+        None, min_length=1, description="the engine's KV dtype, where no page states it"
+    )
+    engine_max_model_len: int | None = Field(
+        None, ge=1, le=10**9, description="longest request in tokens, where no page states it"
+    )
+    engine_parallel: int | None = Field(
+        None, ge=1, le=100_000, description="requests served at a time (Ollama's OLLAMA_NUM_PARALLEL)"
+    )
+    llamacpp_kv_unified: bool | None = Field(None, description="llama.cpp's slots share one pool (--kv-unified)")
+    trtllm_read_iteration_stats: bool = Field(
+        False, description="read trtllm-serve's JSON records, which takes them away from any other reader"
+    )
+    stalled_after: Seconds = Field(
+        30.0, gt=0, le=3600, description="an engine with requests that has not moved for this long counts as down"
+    )
     model: str | None = Field(
         None, min_length=1, description="the model's folder, config.json, or id in the local hub cache"
     )
@@ -78,13 +97,15 @@ class Settings(BaseModel):
     interval: Seconds = Field(1.0, ge=0.1, le=60, description="time between two looks")
     stale_after: Seconds = Field(5.0, gt=0, le=300, description="age at which facts are dropped")
     tp: int | None = Field(None, ge=1, le=1024, description="the engine's tensor parallelism")
-    pp: int = Field(1, ge=1, le=1024, description="the engine's pipeline parallelism")
+    pp: int | None = Field(None, ge=1, le=1024, description="the engine's pipeline parallelism")
     max_num_seqs: int | None = Field(None, ge=1, le=1_000_000, description="the engine's max_num_seqs")
     max_num_batched_tokens: int | None = Field(
         None, ge=1, le=100_000_000, description="the engine's max_num_batched_tokens"
     )
     enforce_eager: bool = Field(False, description="the engine runs without CUDA graphs")
-    spool: str | None = Field(None, min_length=1, description="the agent's spool folder; not read by this version")
+    spool: str | None = Field(
+        None, min_length=1, description="the agent's spool folder; without it /run/kvgauge, where that exists"
+    )
     slo_ttft: Seconds | None = Field(None, gt=0, description="time to first token to keep; not used by this version")
     slo_tpot: Seconds | None = Field(None, gt=0, description="time per output token to keep; not used by this version")
     log_format: Literal["console", "json"] = Field("console", description="shape of log lines")

@@ -8,11 +8,15 @@ from collections.abc import Callable, Sequence
 
 from kvgauge import __version__
 from kvgauge.advise import History, advise
-from kvgauge.assess import EngineFlags, assess
+from kvgauge.assess import Assessment, EngineFlags, Memo, Past, assess, compared
+from kvgauge.assess.settling import GAP_SECONDS
 from kvgauge.complaints import InputError, fail
 from kvgauge.logs import logger, set_up
+from kvgauge.observe.agent import AgentSource
 from kvgauge.observe.engine import EngineSource
+from kvgauge.observe.engines.contract import Hints
 from kvgauge.observe.fetching import Endpoint
+from kvgauge.observe.merging import PAGELESS
 from kvgauge.observe.model import ModelSource
 from kvgauge.observe.nvml import NvmlSource
 from kvgauge.observe.observer import Observer
@@ -25,6 +29,29 @@ from kvgauge.settings import NOT_USED_YET, Settings, load, to_toml
 
 # The tick must not hold the interpreter for longer than a scrape can wait: the default of 5 ms would show in its p99.
 _SWITCH_SECONDS = 0.0005
+
+
+class DriftLog:
+    """Logs each drift once when it is noticed, though its numbers go on changing, and once when it is over."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], str] = {}
+
+    def follow(self, assessment: Assessment) -> None:
+        """One tick. While the engine is not seen, nothing is known to be over."""
+        if assessment.observation.engine is None:
+            return
+        found = {
+            (drift.kind, gpu.uuid): drift.warning
+            for gpu in assessment.gpus
+            for drift in gpu.drifts
+            if drift.warning is not None
+        }
+        for warning in dict.fromkeys(warning for place, warning in found.items() if place not in self._known):
+            logger.warning("%s", warning)
+        for kind in dict.fromkeys(kind for kind, uuid in self._known if (kind, uuid) not in found):
+            logger.info("drift %s: over", kind)
+        self._known = found
 
 
 class Loop:
@@ -40,21 +67,20 @@ class Loop:
             max_num_batched_tokens=settings.max_num_batched_tokens,
             enforce_eager=settings.enforce_eager,
         )
-        key = settings.engine_api_key
-        endpoint = Endpoint(
-            settings.engine_url,
-            timeout_seconds=settings.engine_timeout,
-            api_key=key.get_secret_value() if key is not None else None,
-        )
         self._observer = Observer(
             devices,
-            EngineSource(endpoint, settings.engine),
+            None if settings.engine in PAGELESS else _engine(settings),
             ModelSource(settings.model),
+            AgentSource(settings.spool),
             engine_timeout_seconds=settings.engine_timeout,
             stale_after_seconds=settings.stale_after,
+            stalled_after_seconds=settings.stalled_after,
         )
+        self._memo = Memo()
+        self._past = Past(gap_seconds=max(GAP_SECONDS, 3 * settings.interval))
         self._history = History()
         self._states: dict[str, str] = {}
+        self._drift_log = DriftLog()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kvgauge-loop", daemon=True)
 
@@ -73,8 +99,11 @@ class Loop:
         for state in observation.sources:
             self._log_change(state)
         self._history.remember(observation)
-        assessment = assess(observation, self._flags)
-        advice = advise(assessment, self._history, max_num_seqs=self._settings.max_num_seqs)
+        assessment = assess(observation, self._flags, self._memo)
+        self._past.remember(assessment)
+        assessment = compared(assessment, self._past)
+        self._drift_log.follow(assessment)
+        advice = advise(assessment, self._history, max_num_seqs=assessment.max_num_seqs)
         self._board.publish(Snapshot(assessment, advice))
 
     def _run(self) -> None:
@@ -99,6 +128,27 @@ class Loop:
             self._states[state.source] = now
             level = logging.INFO if state.up else logging.WARNING
             logger.log(level, "source %s: %s%s", state.source, now, "" if state.up else f" ({state.message})")
+
+
+def _engine(settings: Settings) -> EngineSource:
+    key = settings.engine_api_key
+    endpoint = Endpoint(
+        settings.engine_url,
+        timeout_seconds=settings.engine_timeout,
+        api_key=key.get_secret_value() if key is not None else None,
+    )
+    return EngineSource(endpoint, settings.engine, _hints(settings), settings.stalled_after)
+
+
+def _hints(settings: Settings) -> Hints:
+    return Hints(
+        capacity_tokens=settings.engine_capacity_tokens,
+        kv_dtype=settings.engine_kv_dtype,
+        max_model_len=settings.engine_max_model_len,
+        parallel=settings.engine_parallel,
+        kv_unified=settings.llamacpp_kv_unified,
+        read_iteration_stats=settings.trtllm_read_iteration_stats,
+    )
 
 
 def main(arguments: Sequence[str]) -> None:

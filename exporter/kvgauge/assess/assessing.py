@@ -1,144 +1,238 @@
 """One pure function from facts to judgement: predicted against actual, and what is wasted."""
 
-import math
-import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kvgauge.assess.records import Assessment, ComponentPrediction, GpuAssessment, PoolAssessment, Waste
-from kvgauge.observe.records import EngineReading, GpuReading, ModelReading, Observation, RankReading
-from kvmodel import Architecture, MemoryPrediction, ModelError, plan_pool, predict_memory, weights_bytes_per_gpu
+from kvgauge.assess.allocators import allocators, worker_place
+from kvgauge.assess.forecasting import (
+    KV_POOL,
+    RULES,
+    Memo,
+    MemoryForecast,
+    MemoryQuestion,
+    PoolForecast,
+    PoolQuestion,
+    forecast_memory,
+    forecast_pool,
+)
+from kvgauge.assess.records import Assessment, ComponentPrediction, GpuAssessment, PoolAssessment
+from kvgauge.assess.waste import ESTIMATED, MEASURED, Pool, usual_tokens, wastes
+from kvgauge.observe.merging import books_of, head_of
+from kvgauge.observe.records import AgentReading, EngineReading, GpuReading, ModelReading, Observation, RankReading
+from kvmodel import Architecture
+
+# Reserve all of a request's length when it starts, and tell only that: TGI.
+_TELLS_RESERVATION_ONLY = frozenset({"tgi"})
+# Hybrid models have a pool for each kind of layer, and the engine's own figure is of the fullest.
+_TELLS_FULLEST_POOL = frozenset({"sglang"})
 
 
 @dataclass(frozen=True, slots=True)
 class EngineFlags:
-    """Flags of the engine that its pages do not tell. None: not told; the engine version's default is assumed."""
+    """Flags of the engine, where somebody gave them to us. None: not told; what the engine or its agent tells holds,
+    else the engine version's default is assumed."""
 
     tp: int | None = None
-    pp: int = 1
+    pp: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     enforce_eager: bool = False
 
 
-def assess(observation: Observation, flags: EngineFlags) -> Assessment:
-    """Judges one observation. What cannot be predicted is absent, with the reason in `missing`; nothing is raised."""
+def assess(observation: Observation, flags: EngineFlags, memo: Memo | None = None) -> Assessment:
+    """Judges one observation. What cannot be predicted is absent, with the reason in `missing`; nothing is raised.
+    `memo` keeps forecasts from tick to tick, and changes nothing but the time this takes."""
     engine, model, gpus = observation.engine, observation.model, observation.gpus
-    tp = flags.tp or (1 if len(gpus) <= 1 else None)
+    memo = memo or Memo()
+    flags = _resolved(flags, engine, gpus)
     missing: dict[str, str] = {}
-    if tp is None:
+    if flags.tp is None:
         missing["tp"] = f"{len(gpus)} GPUs are visible and --tp does not say how many share the model"
     if model is None:
         missing["model"] = next((state.message or "" for state in observation.sources if state.source == "model"), "")
-    flags = replace(flags, tp=tp)
-    prediction = None
-    if engine is not None and model is not None and tp is not None:
-        prediction = _predict(engine, model, gpus, flags, missing)
-    pools = () if engine is None else tuple(_pool(rank, engine, model, flags, prediction) for rank in engine.ranks)
+    forecast, kind = MemoryForecast(), ""
+    pools: tuple[PoolAssessment, ...] = ()
+    if engine is not None:
+        kind, gpu = _kind(engine, observation.agent), _smallest(gpus)
+        if model is not None and flags.tp is not None:
+            forecast = memo.answer(forecast_memory, _memory_question(kind, engine, model, gpu, flags))
+            if forecast.why_not:
+                missing["memory"] = forecast.why_not
+        pools = tuple(
+            _pool(
+                rank,
+                engine,
+                observation.agent,
+                model,
+                flags.tp,
+                memo.answer(forecast_pool, _pool_question(kind, engine, rank, model, gpu, flags, forecast)),
+            )
+            for rank in engine.ranks
+        )
     return Assessment(
         observation=observation,
-        tp=tp,
-        pp=flags.pp,
+        tp=flags.tp,
+        pp=flags.pp or 1,
         dp=len(pools) or 1,
         pools=pools,
-        gpus=tuple(_gpu(gpu, prediction, pools) for gpu in gpus),
+        gpus=tuple(_gpu(gpu, forecast, _measured(gpu, observation, pools)) for gpu in gpus),
         missing=missing,
+        allocators=allocators(observation.agent, gpus),
+        max_num_seqs=flags.max_num_seqs,
+        max_num_batched_tokens=flags.max_num_batched_tokens,
+        kind=kind,
     )
 
 
-def _predict(
+def _resolved(flags: EngineFlags, engine: EngineReading | None, gpus: Sequence[GpuReading]) -> EngineFlags:
+    """A flag, else what the engine or its agent tells; a single GPU is shared by nobody."""
+    return replace(
+        flags,
+        tp=flags.tp or (engine.tp if engine is not None else None) or (1 if len(gpus) <= 1 else None),
+        pp=flags.pp or (engine.pp if engine is not None else None) or 1,
+        max_num_seqs=flags.max_num_seqs or (engine.max_num_seqs if engine is not None else None),
+        max_num_batched_tokens=flags.max_num_batched_tokens
+        or (engine.max_num_batched_tokens if engine is not None else None),
+    )
+
+
+def _kind(engine: EngineReading, agent: AgentReading | None) -> str:
+    """The engine whose rules hold: of one that wraps others, the one that its agent says runs inside."""
+    if engine.engine in RULES or agent is None:
+        return engine.engine
+    inside = {process.engine for process in agent.engine_processes} & RULES.keys()
+    return inside.pop() if len(inside) == 1 else engine.engine
+
+
+def _smallest(gpus: Sequence[GpuReading]) -> GpuReading | None:
+    """The GPU that limits a group of them; one of unknown size only where there is no other."""
+    return min(gpus, key=lambda gpu: float("inf") if gpu.total_bytes is None else gpu.total_bytes, default=None)
+
+
+def _memory_question(
+    kind: str, engine: EngineReading, model: ModelReading, gpu: GpuReading | None, flags: EngineFlags
+) -> MemoryQuestion:
+    return MemoryQuestion(
+        kind=kind,
+        version=engine.version,
+        model=model,
+        tp=flags.tp or 1,
+        pp=flags.pp or 1,
+        num_ranks=len(engine.ranks),
+        gpu_total_bytes=gpu.total_bytes if gpu is not None else None,
+        gpu_name=gpu.name if gpu is not None else "",
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        max_model_len=engine.max_model_len,
+        max_num_seqs=flags.max_num_seqs,
+        max_num_batched_tokens=flags.max_num_batched_tokens,
+        kv_cache_bytes=engine.kv_cache_bytes,
+        enforce_eager=flags.enforce_eager,
+    )
+
+
+def _pool_question(
+    kind: str,
     engine: EngineReading,
-    model: ModelReading,
-    gpus: tuple[GpuReading, ...],
+    rank: RankReading,
+    model: ModelReading | None,
+    gpu: GpuReading | None,
     flags: EngineFlags,
-    missing: dict[str, str],
-) -> MemoryPrediction | None:
-    totals = [gpu.total_bytes for gpu in gpus if gpu.total_bytes is not None]
-    tp = flags.tp or 1
-    if model.weights is None:
-        missing["memory"] = model.missing.get("weights", "the model's weights were not read")
-    elif not totals:
-        missing["memory"] = "no GPU's memory size is known"
-    elif engine.gpu_memory_utilization is None:
-        missing["memory"] = "the engine does not tell gpu_memory_utilization"
-    elif flags.pp > 1:
-        missing["memory"] = "the share of a pipeline stage is not predicted"
-    else:
-        try:
-            return predict_memory(
-                model.architecture,
-                weights_bytes_per_gpu=weights_bytes_per_gpu(model.weights, model.architecture, tp),
-                gpu_total_bytes=min(totals),
-                gpu_memory_utilization=engine.gpu_memory_utilization,
-                engine_version=_release(engine.version),
-                tp=tp,
-                max_model_len=engine.max_model_len,
-                max_num_seqs=flags.max_num_seqs,
-                max_num_batched_tokens=flags.max_num_batched_tokens,
-                enforce_eager=flags.enforce_eager,
-                kv_cache_bytes=engine.kv_cache_bytes,
-            )
-        except ModelError as error:
-            missing["memory"] = str(error)
-    return None
+    forecast: MemoryForecast,
+) -> PoolQuestion:
+    return PoolQuestion(
+        kind=kind,
+        version=engine.version,
+        model=model,
+        tp=flags.tp,
+        gpu_total_bytes=gpu.total_bytes if gpu is not None else None,
+        gpu_name=gpu.name if gpu is not None else "",
+        kv_bytes=engine.kv_cache_bytes or forecast.kv_pool_bytes,
+        num_blocks_override=engine.num_blocks_override,
+        max_model_len=engine.max_model_len,
+        max_num_seqs=flags.max_num_seqs,
+        max_num_batched_tokens=flags.max_num_batched_tokens,
+        kv_dtype=engine.kv_dtype,
+        prefix_caching=engine.prefix_caching,
+        capacity_tokens=rank.capacity_tokens,
+        block_tokens=rank.block_tokens,
+        num_blocks=rank.num_blocks,
+    )
 
 
 def _pool(
     rank: RankReading,
     engine: EngineReading,
+    agent: AgentReading | None,
     model: ModelReading | None,
-    flags: EngineFlags,
-    prediction: MemoryPrediction | None,
+    tp: int | None,
+    forecast: PoolForecast,
 ) -> PoolAssessment:
-    missing = dict(rank.missing)
-    per_token, per_request = _bytes_per_token(model, engine, flags.tp, missing)
-    live_tokens, method = rank.live_tokens, "measured" if rank.live_tokens is not None else None
-    waste: list[Waste] = []
-    tail_tokens = _expected_tail_tokens(rank, model)
-    if live_tokens is None and tail_tokens is not None and rank.active_tokens is not None:
-        live_tokens, method = rank.active_tokens - tail_tokens, "estimated"
-        missing.pop("live_tokens", None)
-    elif live_tokens is None:
-        missing.setdefault("live_tokens", "not measured, and with several cache groups not to be estimated")
-    if live_tokens is not None and rank.active_tokens is not None and per_token is not None and method is not None:
-        waste.append(Waste("block_tail", method, max(rank.active_tokens - live_tokens, 0) * per_token))
-    usage = rank.usage_ratio
-    if rank.active_tokens is not None and rank.capacity_tokens:
-        usage = rank.active_tokens / rank.capacity_tokens
+    missing = {**rank.missing, **forecast.missing}
+    live_tokens, method = _live_tokens(rank, engine, model, missing)
+    head = head_of(rank.rank, engine, agent)
+    waste = wastes(
+        Pool(
+            engine=engine,
+            rank=rank,
+            head=head,
+            books=books_of(head),
+            architecture=model.architecture if model is not None else None,
+            kv_dtype=engine.kv_dtype or "auto",
+            tp=tp,
+            token_bytes=forecast.token_bytes,
+            plan=forecast.plan,
+            live_tokens=live_tokens,
+            live_method=method,
+        ),
+        missing,
+    )
     return PoolAssessment(
         rank=rank.rank,
         model=rank.model,
-        kv_bytes_per_token=per_token,
-        state_bytes_per_request=per_request,
+        kv_bytes_per_token=forecast.token_bytes,
+        state_bytes_per_request=forecast.request_bytes,
         block_tokens=rank.block_tokens,
         capacity_tokens=rank.capacity_tokens,
-        predicted_capacity_tokens=_predicted_capacity(rank, engine, model, flags, prediction, missing),
+        predicted_capacity_tokens=forecast.capacity_tokens,
         active_tokens=rank.active_tokens,
         reclaimable_tokens=rank.reclaimable_tokens,
         free_tokens=rank.free_tokens,
         live_tokens=live_tokens,
         live_tokens_method=method,
-        usage_ratio=usage,
-        waste=tuple(waste),
+        usage_ratio=_usage_ratio(rank, engine),
+        waste=waste,
         missing=missing,
     )
 
 
-def _bytes_per_token(
-    model: ModelReading | None, engine: EngineReading, tp: int | None, missing: dict[str, str]
-) -> tuple[int | None, int | None]:
-    if model is None or tp is None:
-        missing["kv_bytes_per_token"] = "the model's architecture or the tensor parallelism is not known"
+def _usage_ratio(rank: RankReading, engine: EngineReading) -> float | None:
+    if rank.active_tokens is None or not rank.capacity_tokens:
+        return rank.usage_ratio
+    usage_ratio = rank.active_tokens / rank.capacity_tokens
+    if rank.usage_ratio is not None and engine.engine in _TELLS_FULLEST_POOL:
+        # The tokens are those of full attention. A pool of windows or states that is fuller stops admission first.
+        return max(usage_ratio, rank.usage_ratio)
+    return usage_ratio
+
+
+def _live_tokens(
+    rank: RankReading, engine: EngineReading, model: ModelReading | None, missing: dict[str, str]
+) -> tuple[int | None, str | None]:
+    """Slots that hold a token, and how that is known."""
+    if rank.live_tokens is not None:
+        return rank.live_tokens, MEASURED
+    estimate = None
+    if rank.reserved_tokens is None:
+        tail_tokens = _expected_tail_tokens(rank, model)
+        if tail_tokens is not None and rank.active_tokens is not None:
+            estimate = rank.active_tokens - tail_tokens
+    elif engine.engine in _TELLS_RESERVATION_ONLY:
+        estimate = _expected_held_tokens(rank)
+    if estimate is None:
+        missing.setdefault("live_tokens", "not measured, and with several cache groups not to be estimated")
         return None, None
-    architecture, kv_dtype = model.architecture, engine.kv_dtype or "auto"
-    try:
-        constant = architecture.window_bytes_per_sequence(kv_dtype, tp) + architecture.state_bytes_per_sequence(
-            kv_dtype, tp
-        )
-        # Compressed caches add a fraction of a byte; a token is never promised for less than it takes.
-        return math.ceil(architecture.growth_bytes_per_token(kv_dtype, tp)), constant
-    except ModelError as error:
-        missing["kv_bytes_per_token"] = str(error)
-        return None, None
+    missing.pop("live_tokens", None)
+    return estimate, ESTIMATED
 
 
 def _expected_tail_tokens(rank: RankReading, model: ModelReading | None) -> int | None:
@@ -154,66 +248,43 @@ def _expected_tail_tokens(rank: RankReading, model: ModelReading | None) -> int 
     return min(round(rank.running * (rank.block_tokens - 1) / 2), rank.active_tokens)
 
 
-def _predicted_capacity(
-    rank: RankReading,
-    engine: EngineReading,
-    model: ModelReading | None,
-    flags: EngineFlags,
-    prediction: MemoryPrediction | None,
-    missing: dict[str, str],
-) -> int | None:
-    """Slots that the pool should have: from the blocks or bytes asked for by flag, else from the predicted pool."""
-    kv_bytes = engine.kv_cache_bytes or (prediction.kv_pool.expected_bytes if prediction is not None else None)
-    blocks, tp = engine.num_blocks_override, flags.tp
-    if model is None or tp is None or engine.max_model_len is None or not rank.block_tokens:
-        missing["predicted_capacity_tokens"] = "the architecture, parallelism, block size or max_model_len is not known"
-    elif kv_bytes is None and blocks is None:
-        missing["predicted_capacity_tokens"] = "the bytes left for the pool could not be predicted"
-    else:
-        try:
-            return plan_pool(
-                model.architecture,
-                kv_bytes=None if blocks is not None else kv_bytes,
-                num_blocks=blocks,
-                block_tokens=rank.block_tokens,
-                max_model_len=engine.max_model_len,
-                kv_dtype=engine.kv_dtype or "auto",
-                tp=tp,
-                engine_version=_release(engine.version),
-                max_num_batched_tokens=flags.max_num_batched_tokens,
-                prefix_caching=engine.prefix_caching,
-            ).capacity_tokens
-        except ModelError as error:
-            missing["predicted_capacity_tokens"] = str(error)
-    return None
+def _expected_held_tokens(rank: RankReading) -> int | None:
+    """Of what is reserved, the slots that hold a token: those that run are half way through their output on average,
+    by the mean lengths of those that have finished."""
+    tokens = usual_tokens(rank)
+    if rank.running is None or tokens is None or rank.reserved_tokens is None:
+        return None
+    return min(rank.running * tokens, rank.reserved_tokens)
 
 
-def _release(version: str | None) -> str | None:
-    """A version whose rules can be looked up. A development build calls itself 0.1.dev: the newest rules are meant."""
-    match = re.match(r"v?0\.(\d+)", version or "")
-    return None if match is None or int(match[1]) < 6 else version
-
-
-def _gpu(gpu: GpuReading, prediction: MemoryPrediction | None, pools: tuple[PoolAssessment, ...]) -> GpuAssessment:
-    if prediction is None:
-        return GpuAssessment(gpu.gpu, gpu.uuid, (), None, {"memory": "not predicted"})
-    actual: dict[str, int | None] = {}
+def _measured(gpu: GpuReading, observation: Observation, pools: Sequence[PoolAssessment]) -> dict[str, int]:
+    """What the engine measured or stated of this GPU, by component: its worker's own figures before the engine's, and
+    a pool whose slots and their bytes are known before none."""
+    engine, agent = observation.engine, observation.agent
+    found: dict[str, int] = {}
     # Data-parallel ranks have a GPU (or a group) each, with pools of one size.
     pool = pools[0] if pools else None
     if pool is not None and pool.capacity_tokens and pool.kv_bytes_per_token and not pool.state_bytes_per_request:
-        actual["kv_pool"] = pool.capacity_tokens * pool.kv_bytes_per_token
+        found[KV_POOL] = pool.capacity_tokens * pool.kv_bytes_per_token
+    if engine is not None:
+        found |= engine.memory_bytes
+    for process in agent.engine_processes if agent is not None else ():
+        if process.memory_bytes and worker_place(process, observation.gpus) == (gpu.gpu, gpu.uuid):
+            found |= process.memory_bytes
+    return found
+
+
+def _gpu(gpu: GpuReading, forecast: MemoryForecast, measured: Mapping[str, int]) -> GpuAssessment:
     components = tuple(
         ComponentPrediction(
-            component, part.low_bytes, part.expected_bytes, part.high_bytes, actual.get(component), part.source
+            component, part.low_bytes, part.expected_bytes, part.high_bytes, measured.get(component), part.source
         )
-        for component, part in prediction.components.items()
+        for component, part in forecast.components.items()
     )
-    total = ComponentPrediction(
-        "total",
-        prediction.total.low_bytes,
-        prediction.total.expected_bytes,
-        prediction.total.high_bytes,
-        gpu.used_bytes,
-        "the driver",
-    )
-    return GpuAssessment(gpu.gpu, gpu.uuid, components, total)
+    total, whole = None, forecast.total
+    if whole is not None:
+        total = ComponentPrediction(
+            "total", whole.low_bytes, whole.expected_bytes, whole.high_bytes, gpu.used_bytes, "the driver"
+        )
+    missing = {} if total is not None else {"memory": forecast.why_not or "not predicted"}
+    return GpuAssessment(gpu.gpu, gpu.uuid, components, total, missing, measured)

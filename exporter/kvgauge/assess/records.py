@@ -8,7 +8,8 @@ from kvgauge.observe.records import Observation
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """Bytes on each GPU that are taken and hold nothing. `method` is ``measured`` or ``estimated``."""
+    """Bytes on each GPU that are taken and hold nothing, or a copy. `method` is ``measured`` or ``estimated``; the
+    kinds are those of `kvgauge.assess.waste`."""
 
     kind: str
     method: str
@@ -48,6 +49,9 @@ class ComponentPrediction:
     high_bytes: int
     actual_bytes: int | None
     source: str
+    calibrated_bytes: int | None = None
+    """What it should be by the same rules, corrected by what was measured of this engine, GPU and model before; None
+    before anything was."""
 
     @property
     def error_ratio(self) -> float | None:
@@ -55,6 +59,17 @@ class ComponentPrediction:
         if not self.actual_bytes:
             return None
         return (self.actual_bytes - self.expected_bytes) / self.actual_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One way in which memory moves away from where it had settled: `leak`, `foreign_process` or `flags`."""
+
+    kind: str
+    drift_bytes: int | None
+    """0 where nothing drifts; None where it does, by bytes that are not known. Of flags, what the pool gained."""
+    warning: str | None = None
+    """A sentence, where it drifts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +81,28 @@ class GpuAssessment:
     components: tuple[ComponentPrediction, ...]
     total: ComponentPrediction | None
     missing: Mapping[str, str] = field(default_factory=dict)
+    measured_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Parts that the engine measured or stated, predicted or not, by component."""
+    drifts: tuple[Drift, ...] = ()
+    """The kinds that could be looked for; `missing` says why not of the others, under ``drift.<kind>``."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllocatorAssessment:
+    """torch's caching allocators on one GPU, of all processes with an agent. None where one of them does not tell."""
+
+    gpu: int | None
+    """As the driver counts; None where the GPU is not among the driver's."""
+    uuid: str
+    processes: int
+    allocated_bytes: int | None
+    reserved_bytes: int | None
+    inactive_split_bytes: int | None
+    requested_bytes: int | None
+    largest_free_bytes: int | None
+    """The largest free piece that any of the processes has."""
+    fragmentation_ratio: float | None
+    """Share of the free memory that lies outside its process' largest free piece; None where nothing is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +116,12 @@ class Assessment:
     pools: tuple[PoolAssessment, ...]
     gpus: tuple[GpuAssessment, ...]
     missing: Mapping[str, str] = field(default_factory=dict)
+    allocators: tuple[AllocatorAssessment, ...] = ()
+    max_num_seqs: int | None = None
+    """Requests that one rank runs at a time at most: by flag, or as the engine tells."""
+    max_num_batched_tokens: int | None = None
+    """Tokens that one rank computes at a time at most, likewise."""
+    kind: str = ""
+    """The engine whose rules hold: of one that wraps another, the other, where that is told."""
+    warnings: tuple[str, ...] = ()
+    """What drifts, each in a sentence."""

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import urllib3
 
@@ -61,15 +61,15 @@ class Endpoint:
             raise _translated(path, error) from error
         return body
 
-    def get_json(self, path: str) -> Mapping[str, object]:
-        """The JSON object at `path`. Raises as `get` does, and `not_json` when it is anything else."""
+    def get_json(self, path: str) -> Mapping[str, object] | Sequence[object]:
+        """The JSON object or array at `path`. Raises as `get` does, and `not_json` when it is anything else."""
         body = self.get(path)
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError) as error:
             raise SourceError("not_json", f"GET {path} did not answer JSON") from error
-        if not isinstance(answer, dict):
-            raise SourceError("not_json", f"GET {path} did not answer a JSON object")
+        if not isinstance(answer, dict | list):
+            raise SourceError("not_json", f"GET {path} answered neither a JSON object nor an array")
         return answer
 
     def close(self) -> None:

@@ -64,6 +64,8 @@ def _read(path: str) -> ModelReading | SourceError:
     except OSError as error:
         return SourceError("not_found", f"the model's config cannot be read: {error.strerror}")
     try:
-        return ModelReading(path, architecture, read_weights(place if place.is_dir() else place.parent))
+        # A config.json stands beside the files of its weights; a GGUF file holds its own.
+        beside = place.is_file() and place.suffix == ".json"
+        return ModelReading(path, architecture, read_weights(place.parent if beside else place))
     except (ModelError, OSError) as error:
         return ModelReading(path, architecture, None, {"weights": str(error)})

@@ -32,6 +32,7 @@ class Watcher(Generic[Kept]):
 
     `patience_seconds`: a read in flight for longer counts as failed with reason ``timeout`` until it ends.
     `stale_after_seconds`: a good reading is handed out until it is this old; then it is gone.
+    `standing_seconds`: how old a reading's contents already were when it was read; part of the age that is stated.
     `faults`: what a good reading still has to complain of, as reason -> number; counted like failures.
     """
 
@@ -42,6 +43,7 @@ class Watcher(Generic[Kept]):
         patience_seconds: float,
         stale_after_seconds: float,
         faults: Callable[[Kept], Mapping[str, int]] = lambda _: {},
+        standing_seconds: Callable[[Kept], float] = lambda _: 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = source.name
@@ -49,6 +51,7 @@ class Watcher(Generic[Kept]):
         self._patience_seconds = patience_seconds
         self._stale_after_seconds = stale_after_seconds
         self._faults = faults
+        self._standing_seconds = standing_seconds
         self._clock = clock
         self._wanted = threading.Event()
         self._idle = threading.Event()
@@ -58,6 +61,7 @@ class Watcher(Generic[Kept]):
         self._slow_counted = False
         self._reading: Kept | None = None
         self._read_at: float | None = None
+        self._standing = 0.0
         self._read_seconds: float | None = None
         self._error: SourceError | None = None
         self._complaint: str | None = None
@@ -91,7 +95,9 @@ class Watcher(Generic[Kept]):
             return self._reading if fresh else None, SourceState(
                 source=self.name,
                 up=error is None and age is not None,
-                age_seconds=age,
+                age_seconds=None
+                if age is None or self._reading is None
+                else age + self._standing_seconds(self._reading),
                 read_seconds=self._read_seconds,
                 reason=error.reason if error else self._complaint,
                 message=error.message if error else None,
@@ -124,6 +130,7 @@ class Watcher(Generic[Kept]):
                     self._errors[error.reason] += 1
                 return
             self._reading, self._read_at = reading, self._clock()
+            self._standing = self._standing_seconds(reading)
             faults = {reason: number for reason, number in self._faults(reading).items() if number}
             self._errors.update(faults)
             self._complaint = next(iter(faults), None)

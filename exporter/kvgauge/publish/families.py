@@ -92,14 +92,26 @@ def _predicted_total(snapshot: Snapshot) -> Iterator[Row]:
 
 def _actual(snapshot: Snapshot) -> Iterator[Row]:
     for gpu in snapshot.assessment.gpus:
-        for part in gpu.components:
-            yield (str(gpu.gpu), gpu.uuid, part.component), part.actual_bytes
+        for component, size in gpu.measured_bytes.items():
+            yield (str(gpu.gpu), gpu.uuid, component), size
 
 
 def _error_ratio(snapshot: Snapshot) -> Iterator[Row]:
     for gpu in snapshot.assessment.gpus:
         for part in (*gpu.components, *((gpu.total,) if gpu.total is not None else ())):
             yield (str(gpu.gpu), gpu.uuid, part.component), part.error_ratio
+
+
+def _calibrated(snapshot: Snapshot) -> Iterator[Row]:
+    for gpu in snapshot.assessment.gpus:
+        for part in (*gpu.components, *((gpu.total,) if gpu.total is not None else ())):
+            yield (str(gpu.gpu), gpu.uuid, part.component), part.calibrated_bytes
+
+
+def _drift(snapshot: Snapshot) -> Iterator[Row]:
+    for gpu in snapshot.assessment.gpus:
+        for drift in gpu.drifts:
+            yield (str(gpu.gpu), gpu.uuid, drift.kind), drift.drift_bytes
 
 
 def _kv_tokens(snapshot: Snapshot) -> Iterator[Row]:
@@ -118,6 +130,21 @@ def _waste(snapshot: Snapshot) -> Iterator[Row]:
     for pool in snapshot.assessment.pools:
         for waste in pool.waste:
             yield (pool.model, pool.rank, waste.kind, waste.method), waste.waste_bytes
+
+
+def _allocators(snapshot: Snapshot) -> Iterator[Row]:
+    for each in snapshot.assessment.allocators:
+        place = ("" if each.gpu is None else str(each.gpu), each.uuid)
+        yield (*place, "allocated"), each.allocated_bytes
+        yield (*place, "reserved"), each.reserved_bytes
+        yield (*place, "inactive_split"), each.inactive_split_bytes
+        yield (*place, "requested"), each.requested_bytes
+        yield (*place, "largest_free"), each.largest_free_bytes
+
+
+def _fragmentation(snapshot: Snapshot) -> Iterator[Row]:
+    for each in snapshot.assessment.allocators:
+        yield ("" if each.gpu is None else str(each.gpu), each.uuid), each.fragmentation_ratio
 
 
 def _requests(snapshot: Snapshot) -> Iterator[Row]:
@@ -250,6 +277,20 @@ FAMILIES: tuple[Family, ...] = (
         _error_ratio,
     ),
     Family(
+        "kvgauge_memory_calibrated_bytes",
+        "gauge",
+        "The prediction corrected by what was measured of this engine, GPU and model before; total likewise.",
+        (*GPU_LABELS, "component"),
+        _calibrated,
+    ),
+    Family(
+        "kvgauge_memory_drift_bytes",
+        "gauge",
+        "By how much memory has moved from where it had settled: leak, foreign_process, flags. See below.",
+        (*GPU_LABELS, "kind"),
+        _drift,
+    ),
+    Family(
         "kvgauge_kv_bytes_per_token",
         "gauge",
         "Bytes on each GPU that one more token of a sequence adds.",
@@ -301,16 +342,30 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "kvgauge_kv_usage_ratio",
         "gauge",
-        "Active slots / capacity.",
+        "Active slots / capacity; where layers of several kinds have pools of their own (SGLang), of the fullest.",
         ENGINE_LABELS,
         _pools(lambda pool: pool.usage_ratio),
     ),
     Family(
         "kvgauge_waste_bytes",
         "gauge",
-        "Bytes on each GPU that are taken and hold nothing.",
+        "Bytes on each GPU that are taken and hold nothing, or a copy. Kinds do not overlap: see below.",
         (*ENGINE_LABELS, "kind", "method"),
         _waste,
+    ),
+    Family(
+        "kvgauge_allocator_bytes",
+        "gauge",
+        "torch's caching allocator, all processes with an agent together; of largest_free the largest of any.",
+        (*GPU_LABELS, "state"),
+        _allocators,
+    ),
+    Family(
+        "kvgauge_allocator_fragmentation_ratio",
+        "gauge",
+        "Of the memory that the allocator holds free, the share outside the largest free piece.",
+        GPU_LABELS,
+        _fragmentation,
     ),
     Family("kvgauge_requests", "gauge", "Requests by state.", (*ENGINE_LABELS, "state"), _requests),
     Family(

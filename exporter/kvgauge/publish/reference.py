@@ -2,6 +2,10 @@
 
 import sys
 
+from kvgauge.assess.drifting import KINDS as DRIFTS
+from kvgauge.assess.drifting import MIB
+from kvgauge.assess.settling import LEARNING_SECONDS, SETTLED_AFTER_SECONDS, STEADY_BYTES, STEADY_SECONDS
+from kvgauge.assess.waste import KINDS as WASTES
 from kvgauge.publish.families import FAMILIES
 
 _INTRODUCTION = """# Metrics
@@ -15,6 +19,60 @@ of a fact. `pod` and `namespace` are for Prometheus to attach.
 |---|---|---|---|
 """
 
+_WASTE = """
+## Waste
+
+`kvgauge_waste_bytes` is in bytes on each GPU of a data-parallel rank. The kinds do not overlap and may be added up:
+`stranded` is of what was set aside for the whole pool, the others are of what live sequences hold. A held block is
+padding, slots without a token (`block_tail` or `reservation`), and slots with one, of which some may be copies. So
+
+    pool = stranded + free and reclaimable blocks + held blocks
+    held blocks = group_padding + block_tail + reservation + head_replication + tokens that no other GPU holds
+
+`method` is `measured` where the engine's own books tell it (the agent, or its page) or its design leaves no doubt, and
+`estimated` where it is what is to be expected. A kind that can't be known has no series; `missing` in `/v1/assessment`
+says why.
+
+The last column is what the paper on PagedAttention (Kwon et al., SOSP 2023, section 3.1) calls it.
+
+| kind | meaning | 0 by design | in the paper |
+|---|---|---|---|
+"""
+
+_CALIBRATION = f"""
+## Calibration
+
+While an engine runs steadily, what is measured of each part of a GPU's memory (by the agent or the engine) and of its
+total (by the driver) is put beside what was predicted, and kept by engine, version, GPU, model and parallelism.
+`kvgauge_memory_calibrated_bytes` is the prediction corrected by it: parts that grow with the batch (`activations`,
+`graphs`) by their ratio, others by their difference; what the driver shows beyond the parts is in `context`. After a
+restart with other flags it says what the new pool and total should be, from the first tick on. Before anything was
+measured it is absent. What comes more than {LEARNING_SECONDS / 60:.0f} minutes after a start is not learned.
+
+## Drift
+
+`kvgauge_memory_drift_bytes` is 0 where a kind of drift was looked for and not found, and absent where it can't be
+looked for; `missing` in `/v1/assessment` says why, and `warnings` says in a sentence what drifts. Nothing is looked for
+while the engine is down or asleep. A leak and another process are looked for once the engine has been up and at work
+for {SETTLED_AFTER_SECONDS:.0f} s and the memory in use has kept within {STEADY_BYTES // MIB} MiB for \
+{STEADY_SECONDS:.0f} s; a restart begins anew.
+
+| kind | meaning | rule |
+|---|---|---|
+"""
+
+_ALLOCATOR = """
+## torch's allocator
+
+Engines with a paged pool take it from torch in a few large pieces at their start, and keep it whether it is full or
+empty: `kvgauge_allocator_bytes` says nothing of its occupancy. It tells what torch holds beside it. `allocated` is held
+by tensors, `requested` what they asked for before rounding, `reserved` obtained from the driver, `inactive_split` free
+pieces of segments in use elsewhere, which can't go back to the driver. `largest_free` and the fragmentation ratio come
+from a look at all pieces that the agent takes once a minute, where that is quick. What the paper calls external
+fragmentation shows here for programs that make their caches one by one. Where a GPU is not among the driver's, `gpu`
+is empty and `uuid` is what torch says.
+"""
+
 
 def reference() -> str:
     """The page, as Markdown."""
@@ -22,7 +80,9 @@ def reference() -> str:
         f"| `{family.name}` | {family.kind} | {', '.join(f'`{label}`' for label in family.labels)} | {family.help} |\n"
         for family in FAMILIES
     )
-    return _INTRODUCTION + "".join(rows)
+    kinds = (f"| `{name}` | {kind.meaning} | {kind.zero} | {kind.paper} |\n" for name, kind in WASTES.items())
+    drifts = (f"| `{name}` | {kind.meaning} | {kind.rule} |\n" for name, kind in DRIFTS.items())
+    return "".join((_INTRODUCTION, *rows, _CALIBRATION, *drifts, _WASTE, *kinds, _ALLOCATOR))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from kvgauge.advise import Advice
-from kvgauge.assess import Assessment, GpuAssessment, PoolAssessment
-from kvgauge.observe.records import EngineReading, GpuReading, ModelReading, Observation, SourceState
+from kvgauge.assess import AllocatorAssessment, Assessment, GpuAssessment, PoolAssessment
+from kvgauge.observe.records import (
+    AgentReading,
+    EngineReading,
+    GpuReading,
+    ModelReading,
+    Observation,
+    SourceState,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,7 @@ class ObservationView:
     engine: EngineReading | None
     model: ModelView | None
     sources: tuple[SourceState, ...]
+    agent: AgentReading | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,11 @@ class AssessmentView:
     dp: int
     pools: tuple[PoolAssessment, ...]
     gpus: tuple[GpuAssessment, ...]
+    allocators: tuple[AllocatorAssessment, ...]
+    max_num_seqs: int | None
+    max_num_batched_tokens: int | None
+    warnings: tuple[str, ...]
+    """What drifts, each in a sentence."""
     missing: Mapping[str, str]
 
 
@@ -68,6 +81,7 @@ def observation_view(observation: Observation) -> ObservationView:
         engine=observation.engine,
         model=None if observation.model is None else _model_view(observation.model),
         sources=observation.sources,
+        agent=observation.agent,
     )
 
 
