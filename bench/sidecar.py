@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.pages import GivenPages
+
 from bench.table import Figure, report
 from kvgauge.observe.engines.vllm import ENGINE
-from kvgauge.observe.exposition import read_page
 from kvgauge.simulate.model_folder import write_model_folder
 
 PAGE = Path(__file__).parent.parent / "tests/captures/vllm/0.32.0/smallcache_under_pressure.prom"
@@ -109,7 +110,7 @@ def page_seconds(rounds: int = 300) -> float:
     times = []
     for _ in range(rounds):
         began = time.perf_counter()
-        reading = ENGINE.read(read_page(body, ENGINE.wanted), {})
+        reading = ENGINE.read(GivenPages({"/metrics": body}))
         times.append(time.perf_counter() - began)
         assert reading.ranks[0].used_blocks == 167
     return statistics.median(times)

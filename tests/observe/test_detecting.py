@@ -32,12 +32,12 @@ CRATE = made_up(
 ENGINES = (APPLE, PEAR, BASKET, NUT, DRAINED, CRATE)
 
 
-def detected(routes: Mapping[str, Behaviour]) -> str:
+def detected(routes: dict[str, Behaviour]) -> str:
     with serving(routes) as url, closing(Endpoint(url, timeout_seconds=2)) as endpoint:
         return detect(endpoint, ENGINES).name
 
 
-def refused(routes: Mapping[str, Behaviour]) -> SourceError:
+def refused(routes: dict[str, Behaviour]) -> SourceError:
     with pytest.raises(SourceError) as failure:
         detected(routes)
     return failure.value

@@ -82,6 +82,7 @@ class Engine:
     """How each fact is had, for docs/engines.md: fact -> `exact`, `derived: how` or `unavailable: why`; the facts are
     those of `FACTS`."""
 
+
 FACTS = (
     "capacity",
     "active",
