@@ -1,24 +1,24 @@
-"""What the agent costs its engine: `scripts/bench agent [--rounds N] [--pairs N] [--no-engine]`.
+"""What the agent costs its engine: `scripts/bench agent [--pairs N] [--window S] [--no-engine]`.
 
-Its own work is timed on a pool of 100,000 blocks in this process. Throughput is that of two real vLLM servers on the
-CPU, one with the agent and one without, loaded in turn.
+Its own work is timed on a pool of 100,000 blocks in this process. Throughput is that of a real vLLM on the CPU under
+steady load, with the agent at work and at rest in turn.
 """
 
 import argparse
-import contextlib
 import os
 import random
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.agent.fake_vllm import FakeScheduler, full_group, window_group
-from tests.e2e import tiny_model
+from tests.e2e import tiny_model, vllm_switch
 from tests.e2e.agent_engine import AgentEngine
 from tests.e2e.load import Load, random_jobs
+from tests.e2e.processes import until
 from tests.e2e.vllm_server import MODEL_NAME, VllmServer
 
 from bench.table import Figure, report
@@ -109,71 +109,71 @@ def idle_step_seconds() -> float:
     return (seconds(many, 50) - plain) / 1000
 
 
-@contextlib.contextmanager
-def two_servers(python: Path, *, agent_first: bool) -> Iterator[tuple[VllmServer, VllmServer]]:
-    """(with the agent, without), both serving the same tiny model."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tiny_model.write(folder / "model")
-        (folder / "with").mkdir()
-        (folder / "without").mkdir()
-        measured = AgentEngine(python, folder / "model", folder / "with", plugins=(), tick_seconds=None)
-        plain = VllmServer(python, folder / "model", folder / "without")
-        try:
-            for server in (measured, plain) if agent_first else (plain, measured):
-                server.start()
-            yield measured, plain
-            assert measured.file("scheduler")["sequence"] > 0
-        finally:
-            measured.close()
-            plain.close()
+class SwitchedEngine(AgentEngine):
+    """A vLLM whose agent rests while `rest` is there. Sixteen requests run at any time; the others wait."""
+
+    def __init__(self, python: Path, model: Path, folder: Path) -> None:
+        self.rest = folder / "rest"
+        arguments = ("--max-num-seqs", "16")
+        super().__init__(python, model, folder, plugins=(vllm_switch,), arguments=arguments, tick_seconds=None)
+
+    def _environment(self) -> dict[str, str]:
+        return super()._environment() | {vllm_switch.VARIABLE: str(self.rest)}
 
 
-def run_seconds(server: VllmServer, seed: int) -> float:
-    """Seconds for one load: 16 requests of 100 + 200 tokens."""
-    began = time.perf_counter()
-    with Load(server.url, MODEL_NAME, jobs := random_jobs(16, 100, 200, seed=seed)) as load:
-        while load.running:
-            time.sleep(0.01)
-    taken = time.perf_counter() - began
-    assert [outcome.error for outcome in load.outcomes()] == [None] * len(jobs)
-    return taken
+def tokens_per_second(server: VllmServer, window_seconds: float) -> float:
+    """Tokens generated over the next moments, by the engine's own count."""
+    before, began = server.figures().generation_tokens_total, time.perf_counter()
+    time.sleep(window_seconds)
+    after, ended = server.figures().generation_tokens_total, time.perf_counter()
+    return (after - before) / (ended - began)
 
 
-def slowdowns(python: Path, pairs: int, *, agent_first: bool) -> list[float]:
-    """How much longer each load took with the agent than without, as a share; the first of a pair alternates."""
-    found = []
-    with two_servers(python, agent_first=agent_first) as (measured, plain):
-        for server in (measured, plain):
-            run_seconds(server, seed=0)
-        for pair in range(pairs):
-            order = (measured, plain) if pair % 2 else (plain, measured)
-            times = {server.port: run_seconds(server, seed=pair + 1) for server in order}
-            found.append(times[measured.port] / times[plain.port] - 1)
+def slowdowns(server: SwitchedEngine, pairs: int, window_seconds: float) -> list[float]:
+    """How much slower the loaded engine was with the agent at work than with it at rest, pair by pair, as a share."""
+    found: list[float] = []
+    draw = random.Random(1)
+    while len(found) < pairs:
+        with Load(server.url, MODEL_NAME, random_jobs(400, 100, 300, seed=len(found) + 1)) as load:
+            until(lambda: server.figures().running == 16, 60, "a full batch")
+            while len(found) < pairs and load.running and server.figures().waiting > 0:
+                rates = {}
+                for at_work in draw.sample([True, False], 2):
+                    if at_work:
+                        server.rest.unlink(missing_ok=True)
+                    else:
+                        server.rest.touch()
+                    rates[at_work] = tokens_per_second(server, window_seconds)
+                found.append(1 - rates[True] / rates[False])
+        until(lambda: server.figures().running + server.figures().waiting == 0, 60, "an idle engine")
     return found
 
 
-def throughput(python: Path, rounds: int, pairs: int) -> tuple[Figure, str]:
-    """The slowdown over `rounds` of two fresh servers each, and how far that can be trusted.
+def throughput(python: Path, pairs: int, window_seconds: float) -> tuple[Figure, str]:
+    """The slowdown of one engine under steady load, the agent at work and at rest in turn, and how far to trust it.
 
-    One of two servers is often faster by percents for as long as it lives, whoever has the agent: where its threads and
-    memory came to lie decides. So rounds count as much as pairs.
+    Two engines, one with the agent and one without, differ by percents for as long as they live, whoever has it: where
+    their threads and memory came to lie decides. Of the agent at rest a call per step is left, which is timed above.
     """
-    # The one without the agent would inherit it, and look for its modules in other places than the one with.
     os.environ.pop("PYTHONPATH", None)
-    by_round = [slowdowns(python, pairs, agent_first=bool(number % 2)) for number in range(rounds)]
-    medians = [statistics.median(found) for found in by_round]
-    pooled = [share for found in by_round for share in found]
-    quarters = statistics.quantiles(pooled, n=4)
-    # Few rounds may agree by chance, so no less than the scatter of the pairs says of a median of them all.
-    error = max(statistics.stdev(medians) / rounds**0.5, 1.253 * statistics.stdev(pooled) / len(pooled) ** 0.5)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tiny_model.write(folder / "model")
+        (folder / "engine").mkdir()
+        server = SwitchedEngine(python, folder / "model", folder / "engine")
+        try:
+            server.start()
+            found = slowdowns(server, pairs, window_seconds)
+            assert server.file("scheduler")["sequence"] > 0
+        finally:
+            server.close()
+    error = statistics.stdev(found) / len(found) ** 0.5
     note = (
-        f"slower by, median of each round: {', '.join(f'{100 * median:+.2f}' for median in medians)} %; "
-        f"middle half of all pairs {100 * quarters[0]:+.2f} to {100 * quarters[2]:+.2f} %; "
-        f"standard error of the mean {100 * error:.2f} %: more than 0.5 % says nothing of the bound"
+        f"standard error of the mean {100 * error:.2f} %, one pair {100 * statistics.stdev(found):.1f} %; "
+        f"median of the pairs {100 * statistics.median(found):+.2f} %"
     )
-    name = f"vLLM slower by, mean of {rounds} rounds of {pairs} pairs"
-    return Figure(name, "%", 0.5, 100 * statistics.mean(medians)), note
+    name = f"vLLM slower by, mean of {pairs} pairs of {window_seconds:g} s"
+    return Figure(name, "%", 0.5, 100 * statistics.mean(found)), note
 
 
 def vllm_python() -> Path:
@@ -184,8 +184,10 @@ def vllm_python() -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench agent")
-    parser.add_argument("--rounds", type=int, default=6, help="times that both servers are started (default 6)")
-    parser.add_argument("--pairs", type=int, default=20, help="loads with and without the agent a round (default 20)")
+    parser.add_argument(
+        "--pairs", type=int, default=150, help="windows with the agent at work and at rest (default 150)"
+    )
+    parser.add_argument("--window", type=float, default=2.0, help="seconds of one window (default 2)")
     parser.add_argument("--no-engine", action="store_true", help="leave the throughput of vLLM out")
     options = parser.parse_args()
     tick, in_step = own_work(1)
@@ -200,7 +202,7 @@ def main() -> None:
         f"of the tick {1e3 * in_step:.2f} ms in the engine's own thread; medians of processor time, writing left out",
     ]
     if not options.no_engine:
-        figure, note = throughput(vllm_python(), max(options.rounds, 2), max(options.pairs, 2))
+        figure, note = throughput(vllm_python(), max(options.pairs, 2), options.window)
         figures.append(figure)
         notes.append(note)
     report("agent", figures, notes)

@@ -97,7 +97,7 @@ def test_capacity_is_what_the_server_allocated(
     assert logged.one_pool == one_pool
     assert rank_of(reading).capacity_tokens == logged.cells
     assert (reading.max_num_seqs, reading.max_model_len) == (logged.slots, logged.slot_tokens)
-    assert (reading.engine, reading.model, reading.model_path) == ("llamacpp", str(tiny_gguf), str(tiny_gguf))
+    assert (reading.engine, reading.model, reading.model_path) == ("llama.cpp", str(tiny_gguf), str(tiny_gguf))
     assert (reading.version or "").startswith("b11434-")
     assert plan(load_architecture(tiny_gguf), n_ctx=n_ctx, n_parallel=slots, unified=one_pool).capacity_tokens == (
         logged.cells
