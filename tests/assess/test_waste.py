@@ -169,7 +169,7 @@ def test_the_first_engine_of_vllm_had_no_null_block() -> None:
 def test_a_reservation_is_what_is_set_aside_and_not_yet_held() -> None:
     # llama.cpp: slots of 4 requests, 1000 cells each, 300 tokens in all of them.
     slots = replace(
-        rank(active_tokens=300, live_tokens=300, reserved_tokens=4000, block_tokens=1, running=4), engine="llamacpp"
+        rank(active_tokens=300, live_tokens=300, reserved_tokens=4000, block_tokens=1, running=4), engine="llama.cpp"
     )
     found = pool(engine=slots, with_model=model())
     assert waste(found)["reservation"] == ("measured", 3700 * SLOT_BYTES)

@@ -75,11 +75,7 @@ class AgentEngine(VllmServer):
                 if (
                     ages == (0, 0)
                     and part["running"] + part["waiting"] == 0
-                    and self.records()[-1:]
-                    in (
-                        [],
-                        [self.record(part["steps"])],
-                    )
+                    and (part["steps"] == 0 or self.last_steps() == part["steps"])
                 ):
                     return facts
             time.sleep(0.05)
@@ -87,12 +83,21 @@ class AgentEngine(VllmServer):
 
     def records(self) -> list[Facts]:
         """What the recorder counted at each step of the scheduler, in order."""
-        lines = [line for path in self._records.glob("*.jsonl") for line in path.read_text().splitlines()]
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        return [json.loads(line) for line in self._record_lines()]
 
     def record(self, steps: int) -> Facts | None:
         """What the recorder counted at one step."""
-        return next((record for record in self.records() if record["steps"] == steps), None)
+        # Thousands of lines are not taken apart for one: each look at a running engine counts.
+        lines = (line for line in reversed(self._record_lines()) if f'"steps": {steps},' in line)
+        return next((record for record in map(json.loads, lines) if record["steps"] == steps), None)
+
+    def last_steps(self) -> int:
+        """The step that the recorder counted last."""
+        return int(json.loads(self._record_lines()[-1])["steps"])
+
+    def _record_lines(self) -> list[str]:
+        lines = [line for path in self._records.glob("*.jsonl") for line in path.read_text().splitlines()]
+        return [line for line in lines if line.endswith("}")]
 
     def watched(self, keep_on: Iterator[bool]) -> dict[int, Facts]:
         """Every reading of the scheduler's that could be seen while `keep_on` says so, by its step."""

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +49,9 @@ class SidecarPage:
 
 
 class Sidecar:
-    """`kvgauge sidecar` beside one engine."""
+    """`kvgauge sidecar` beside one engine; `flags` are further ones."""
 
-    def __init__(self, engine_url: str, model: Path, log: Path) -> None:
+    def __init__(self, engine_url: str, model: Path, log: Path, *flags: str) -> None:
         self.url = f"http://127.0.0.1:{(port := free_port())}"
         # A kept-alive connection may be closed from the other end just as it is used again.
         self._http = urllib3.PoolManager(
@@ -61,6 +62,7 @@ class Sidecar:
             [
                 *(command, "sidecar", "--engine-url", engine_url, "--model", str(model)),
                 *("--host", "127.0.0.1", "--port", str(port), "--interval", f"{INTERVAL_SECONDS}s"),
+                *flags,
             ],
             log,
             {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
@@ -93,6 +95,23 @@ class Sidecar:
 
     def advice(self) -> Mapping[str, object]:
         return self._json("/v1/advice")
+
+    def await_read(self) -> None:
+        """Returns when it publishes a read of the engine that began after this call."""
+        now = time.time()
+        until(lambda: (self._engine_read_at() or 0.0) > now, 10, "a new read of the engine")
+
+    def _engine_read_at(self) -> float | None:
+        """Unix time at which the read of the engine that is now published began."""
+        observation = self.observation()
+        wall, sources, engine = observation["wall_seconds"], observation["sources"], observation["engine"]
+        assert isinstance(wall, float)
+        assert isinstance(sources, list)
+        state = next(source for source in sources if source["source"] == "engine")
+        if state["age_seconds"] is None or state["read_seconds"] is None or not isinstance(engine, dict):
+            return None
+        # The stated age counts from when the engine last moved.
+        return float(wall - (state["age_seconds"] - engine["standing_seconds"]) - state["read_seconds"])
 
     def _json(self, path: str) -> Mapping[str, object]:
         content = json.loads(self._answer(path))

@@ -133,6 +133,9 @@ def test_every_figure_follows_the_server(start: Start) -> None:
                     after, queue_after = server.slots(), server.metrics()
                     if not together(before, after) or not any(slot.busy for slot in before):
                         continue
+                    if any(slot.busy and not slot.decoded for slot in before):
+                        # Just taken: it still states what the request before left in it, and is about to drop that.
+                        continue
                     running = sum(slot.busy for slot in before)
                     assert rank.running == running
                     assert rank.active_tokens is not None

@@ -6,6 +6,7 @@ middle of its work: then both pages describe the same moment, and have to agree 
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,28 +65,10 @@ def check_sum(page: SidecarPage) -> None:
     assert sum(states.values()) == page.number("kvgauge_kv_capacity_tokens")
 
 
-def engine_read_at(sidecar: Sidecar) -> float | None:
-    """Unix time at which the read of the engine that the sidecar now publishes began."""
-    observation = sidecar.observation()
-    wall, sources = observation["wall_seconds"], observation["sources"]
-    assert isinstance(wall, float)
-    assert isinstance(sources, list)
-    engine = next(source for source in sources if source["source"] == "engine")
-    if engine["age_seconds"] is None or engine["read_seconds"] is None:
-        return None
-    return float(wall - engine["age_seconds"] - engine["read_seconds"])
-
-
-def await_read(sidecar: Sidecar) -> None:
-    """Returns when the sidecar publishes a read of the engine that began after this call."""
-    now = time.time()
-    until(lambda: (engine_read_at(sidecar) or 0.0) > now, 10, "a new read of the engine")
-
-
 def moment(engine: VllmServer, sidecar: Sidecar) -> Moment:
     """Freezes the engine, waits until the sidecar has read it as it stands, and takes both pages."""
     with engine.frozen() as before:
-        await_read(sidecar)
+        sidecar.await_read()
         page = sidecar.page()
         after = engine.figures()
     assert before == after, "the engine's page moved while its scheduler was stopped"
@@ -105,7 +88,7 @@ def moments_of(
 def quiet(engine: VllmServer, sidecar: Sidecar) -> SidecarPage:
     """The page once the engine has nothing left to do and the sidecar has seen that."""
     until(lambda: engine.figures().running + engine.figures().waiting == 0, 30, "an idle engine")
-    await_read(sidecar)
+    sidecar.await_read()
     return sidecar.page()
 
 
@@ -245,3 +228,24 @@ def test_a_killed_engine_becomes_missing_and_a_restarted_one_is_found_again(
     assert max(still.engine.running for still in moments) == 4
     assert sidecar.alive
     assert sidecar.pid == process
+
+
+def test_a_scheduler_that_stands_still_is_down_and_an_idle_one_is_not(
+    engine: VllmServer, tiny_folder: Path, tmp_path: Path
+) -> None:
+    with closing(Sidecar(engine.url, tiny_folder, tmp_path / "sidecar.log", "--stalled-after", "2s")) as sidecar:
+
+        def is_up() -> bool:
+            return sidecar.page().value("kvgauge_source_up", source="engine") == 1
+
+        until(is_up, 15, "the engine seen as up")
+        quiet(engine, sidecar)
+        time.sleep(3)
+        assert is_up()
+        with Load(engine.url, MODEL_NAME, random_jobs(4, 100, 1500, seed=9)):
+            until(lambda: sidecar.page().number("kvgauge_requests", state="running") > 0, 30, "a running request")
+            with engine.frozen():
+                until(lambda: not is_up(), 15, "the scheduler seen as standing")
+                page = sidecar.page()
+                assert page.number("kvgauge_source_errors_total", source="engine", reason="stalled") > 0
+            until(is_up, 15, "the scheduler seen at work again")
