@@ -64,6 +64,40 @@ class Latency:
         return self.decode.sum_seconds
 
 
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What a mixed step of a continuously batching engine takes, by what is in it: the additive form, term by term.
+
+    Additive because measured inter-token latency grows as a straight line with the batch.
+    """
+
+    fixed_seconds: float
+    """Of every step: scheduling, launches, sampling, and reading all weights once."""
+    kv_token_seconds: float
+    """Reading one resident token of the cache."""
+    token_seconds: float
+    """The matrix products for one token, decoded or prefilled."""
+    pair_seconds: float = 0.0
+    """Attention of one prefilled token to one position before it."""
+
+    def seconds(self, kv_tokens: float, tokens: float, pairs: float = 0.0) -> float:
+        """Seconds of one step that reads `kv_tokens` resident tokens and computes `tokens` (decodes and prefill),
+        the prefilled ones attending to `pairs` (token, position) pairs in all."""
+        return (
+            self.fixed_seconds
+            + kv_tokens * self.kv_token_seconds
+            + tokens * self.token_seconds
+            + pairs * self.pair_seconds
+        )
+
+    def prefill_seconds(self, tokens: float, cached_tokens: float = 0.0, chunk_tokens: float = 8192.0) -> float:
+        """Seconds that the prefill of a prompt adds to the steps that carry it, `cached_tokens` of it found in a prefix
+        cache: one `fixed_seconds` for each chunk, though decodes may share the step."""
+        new = max(tokens - cached_tokens, 0.0)
+        pairs = new * (cached_tokens + tokens) / 2
+        return new * self.token_seconds + pairs * self.pair_seconds + new / chunk_tokens * self.fixed_seconds
+
+
 def phase_time(
     *,
     flop: float,

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from kvmodel.latency import StepCost
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
@@ -26,6 +28,9 @@ class EngineSpec:
     block_tokens: int = 16
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
+    attention_flop_per_pair: float = 0.0
+    """Operations of all layers for one prefilled token and one position before it: 4 x layers x heads x head_dim."""
+    prefix_caching: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "block_tokens", "max_num_seqs", "parameters", "weights_bytes"):
@@ -63,16 +68,21 @@ class EngineSpec:
         """Blocks that `tokens` stored tokens of one sequence take."""
         return -(-tokens // self.block_tokens)
 
-    def step_seconds(self, live_tokens: int, decodes: int, prefill_tokens: int) -> float:
-        """Length of one mixed step, in seconds.
+    @property
+    def step_cost(self) -> StepCost:
+        """Seconds by what is in a step: weights and the resident tokens are read once, 2 N operations are done for each
+        token of N parameters, and attention for each pair of a prefilled token and a position before it."""
+        return StepCost(
+            fixed_seconds=self.step_overhead_seconds + self.weights_bytes / self.bandwidth_bytes_per_second,
+            kv_token_seconds=self.kv_bytes_per_token / self.bandwidth_bytes_per_second,
+            token_seconds=2 * self.parameters / self.flops_per_second,
+            pair_seconds=self.attention_flop_per_pair / self.flops_per_second,
+        )
 
-        t0 + (W + k K) / BW + 2 N (n + c) / F: weights W and K resident tokens of k bytes are read once, N parameters
-        are applied to n decoded and c prefilled tokens. The roofline made additive: it reproduces the straight line
-        that inter-token latency against batch size follows in measurement, where the maximum of the two terms does not.
-        """
-        read_bytes = self.weights_bytes + self.kv_bytes_per_token * live_tokens
-        flops = 2 * self.parameters * (decodes + prefill_tokens)
-        return self.step_overhead_seconds + read_bytes / self.bandwidth_bytes_per_second + flops / self.flops_per_second
+    def step_seconds(self, live_tokens: int, decodes: int, prefill_tokens: int, prefill_pairs: float = 0.0) -> float:
+        """Length of one mixed step, in seconds: `live_tokens` resident, `decodes` and `prefill_tokens` computed, these
+        attending to `prefill_pairs` (token, position) pairs."""
+        return self.step_cost.seconds(live_tokens, decodes + prefill_tokens, prefill_pairs)
 
 
 @dataclass(frozen=True, slots=True)
