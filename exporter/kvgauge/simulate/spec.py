@@ -92,9 +92,12 @@ class Request:
     arrival_seconds: float
     prompt_tokens: int
     output_tokens: int
+    prefix_blocks: tuple[int, ...] = ()
+    """Names of the prompt's leading blocks, equal where the tokens up to and with them are; none where not known."""
+    prefix_block_tokens: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("prompt_tokens", "output_tokens"):
+        for name in ("prompt_tokens", "output_tokens", "prefix_block_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
