@@ -1,7 +1,7 @@
 """A paged-KV, continuously batching engine under a virtual clock, with vLLM's scheduling rules.
 
 Pure and deterministic: the same requests give the same history, however finely `advance` is called. The rules are those
-of vLLM 0.32's scheduler for one full-attention cache group, without prefix caching:
+of vLLM 0.32's scheduler for one full-attention cache group:
 
 - one block of the pool is never handed out, so `num_blocks - 1` are usable;
 - a step serves running sequences first, in order of admission, then admits from the queue, all within the token budget;
@@ -9,17 +9,21 @@ of vLLM 0.32's scheduler for one full-attention cache group, without prefix cach
 - prefill is chunked, and a chunk takes only the blocks it fills;
 - a decode takes a block when its last one is full; when none is free, the running sequence admitted last loses all its
   blocks, goes to the head of the queue and recomputes, and that step admits nobody;
-- the last sampled token is never written: prompt + output - 1 tokens are stored at most.
+- the last sampled token is never written: prompt + output - 1 tokens are stored at most;
+- with prefix caching, leading blocks of the prompt that are cached are not computed again.
 
-A step costs the same however many sequences decode: each decoding sequence gains exactly one token a step, so when it
-needs its next block and when it ends are known the moment it starts decoding.
+Each decoding sequence gains exactly one token a step, so when it needs its next block and when it ends are known the
+moment it starts decoding. Between two events (an arrival, an end, a chunk of prefill, a pool run empty) the steps follow
+a straight line in time and are taken in one leap, in closed form.
 """
 
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
+from kvgauge.simulate.prefix import PrefixCache
 from kvgauge.simulate.spec import EngineSpec, FinishedRequest, Request
 from kvgauge.simulate.tally import Distribution, Tally, bounds_1_2_5
 
@@ -54,7 +58,9 @@ class EngineState:
     """Arrived and not running, preempted sequences included."""
     used_blocks: int
     live_tokens: int
-    """Tokens stored by running sequences: what the used blocks hold."""
+    """Tokens stored by running sequences, those that several share counted once: what the used blocks hold."""
+    cached_blocks: int
+    """Blocks that no sequence holds and that still hold a reusable prefix."""
     steps_total: int
     preemptions_total: int
     recomputed_tokens_total: int
@@ -62,6 +68,9 @@ class EngineState:
     prompt_tokens_total: int
     """Prompts whose prefill is complete, each counted once."""
     generation_tokens_total: int
+    prefix_queries_total: int
+    """Tokens of prompts that were looked up, and, in `prefix_hits_total`, those found."""
+    prefix_hits_total: int
     finished_stop_total: int
     finished_length_total: int
     """Ended by reaching `max_model_len`."""
@@ -95,6 +104,7 @@ class _Sequence:
         "preemptions",
         "request",
         "stored",
+        "units",
     )
 
     def __init__(self, request: Request) -> None:
@@ -103,6 +113,8 @@ class _Sequence:
         """Tokens to prefill: the prompt and, after a preemption, what was generated before it."""
         self.stored = 0
         """Tokens in the cache while it prefills; once it decodes they are `anchor` + the engine's step."""
+        self.units: tuple[int, ...] = ()
+        """Cached units of its prompt that it holds, perhaps with others."""
         self.anchor: int | None = None
         self.last_step = 0
         self.preemptions = 0
@@ -130,6 +142,7 @@ class PagedEngine:
 
     def __init__(self, spec: EngineSpec, on_finish: Callable[[FinishedRequest], None] = lambda _: None) -> None:
         self.spec = spec
+        self._cost = spec.step_cost
         self._on_finish = on_finish
         self._now = 0.0
         self._clock = 0.0
@@ -141,11 +154,16 @@ class PagedEngine:
         # At most one prefill is unfinished after a step, that of the sequence admitted last: it used up the budget.
         self._prefilling: _Sequence | None = None
         self._free_blocks = spec.usable_blocks
-        self._live_tokens = 0
+        self._pairs = 0.0
+        # Tokens that the attention of one step reads; those that sequences share are counted for each.
+        self._read_tokens = 0
+        self._shared_tokens = 0
+        self._prefix = PrefixCache(spec.block_tokens) if spec.prefix_caching else None
         self._steps = 0
         # Decoding sequences by the step (modulo block_tokens) at which they need their next block.
         self._block_due = [0] * spec.block_tokens
         self._ends_at: defaultdict[int, list[_Sequence]] = defaultdict(list)
+        self._end_steps: list[int] = []
         self._preemptions = 0
         self._recomputed_tokens = 0
         self._prompt_tokens_total = 0
@@ -196,8 +214,29 @@ class PagedEngine:
             self._take_arrivals()
             if not self._running and not self._waiting:
                 break
-            self._begin()
+            next_arrival = self._arrivals[0].arrival_seconds if self._arrivals else math.inf
+            if not self._leap(min(until_seconds, next_arrival)):
+                self._begin()
         self._now = until_seconds
+
+    @property
+    def in_flight_requests(self) -> int:
+        """Requests submitted and not finished."""
+        return len(self._running) + len(self._waiting) + len(self._arrivals)
+
+    def next_finish_seconds(self) -> float:
+        """A time before which no request finishes, unless one is submitted meanwhile: what a router may skip to.
+        Infinite when there is nothing to do."""
+        step = self._in_flight
+        if step is None:
+            return math.inf if not self._running and not self._waiting and not self._arrivals else self._now
+        first_end = self._first_end()
+        leap = first_end - step.number
+        if step.prefilled or self._prefilling is not None or self._arrivals or leap <= 0:
+            return step.end_seconds
+        if self._blocks_due(self._steps, leap) > self._free_blocks or self._head_fits():
+            return step.end_seconds
+        return step.end_seconds + self._leap_seconds(leap, step.decodes)
 
     def running_tokens(self) -> tuple[int, ...]:
         """Tokens stored by each running sequence, in order of admission."""
@@ -215,12 +254,15 @@ class PagedEngine:
             running=len(self._running),
             waiting=len(self._waiting) + arrived,
             used_blocks=self.spec.usable_blocks - self._free_blocks,
-            live_tokens=self._live_tokens,
+            live_tokens=self._read_tokens - self._shared_tokens,
+            cached_blocks=self._prefix.idle_blocks if self._prefix is not None else 0,
             steps_total=self._steps,
             preemptions_total=self._preemptions,
             recomputed_tokens_total=self._recomputed_tokens,
             prompt_tokens_total=self._prompt_tokens_total,
             generation_tokens_total=self._generation_tokens_total,
+            prefix_queries_total=self._prefix.queried_tokens if self._prefix is not None else 0,
+            prefix_hits_total=self._prefix.hit_tokens if self._prefix is not None else 0,
             finished_stop_total=self._finished_stop,
             finished_length_total=self._finished_length,
             prompt_tokens=self._prompt_tokens.snapshot(),
@@ -240,6 +282,94 @@ class PagedEngine:
         while self._arrivals and self._arrivals[0].arrival_seconds <= self._clock:
             self._waiting.append(_Sequence(self._arrivals.popleft()))
 
+    def _first_end(self) -> int:
+        """The step that is the last of some decoding sequence, the soonest there is."""
+        ends = self._end_steps
+        while ends and not self._ends_at.get(ends[0]):
+            self._ends_at.pop(heappop(ends), None)
+        return ends[0] if ends else self._steps
+
+    def _head_fits(self) -> bool:
+        """Whether the next step would admit a request."""
+        if not self._waiting or len(self._running) >= self.spec.max_num_seqs:
+            return False
+        return self._admission_blocks(self._waiting[0], self._found(self._waiting[0])) <= self._free_blocks
+
+    def _blocks_due(self, number: int, steps: int) -> int:
+        """Blocks that the decoding sequences take in `steps` steps from step `number` on."""
+        due, size = self._block_due, self.spec.block_tokens
+        rounds, rest = divmod(steps, size)
+        start = number % size
+        partial = due[start : start + rest]
+        if start + rest > size:
+            partial += due[: start + rest - size]
+        return (rounds * sum(due) if rounds else 0) + sum(partial)
+
+    def _leap_seconds(self, steps: int, decodes: int) -> float:
+        """Time of that many steps from now, in each of which only the `decodes` sequences decode."""
+        cost = self._cost
+        first = cost.seconds(self._read_tokens + decodes, decodes)
+        return steps * first + cost.kv_token_seconds * decodes * steps * (steps - 1) / 2
+
+    def _leap(self, until_seconds: float) -> bool:
+        """Takes all steps at once that end by `until_seconds` and in which nothing happens but decoding: nobody is
+        admitted, prefilled, preempted or at an end. False when there is none."""
+        decodes = len(self._running)
+        steps = self._first_end() - self._steps
+        if self._prefilling is not None or steps < 1 or self._head_fits():
+            return False
+        steps = self._steps_in_pool(self._steps_until(until_seconds, decodes, steps))
+        if steps < 1:
+            return False
+        cost = self._cost
+        first = cost.seconds(self._read_tokens + decodes, decodes)
+        slope = cost.kv_token_seconds * decodes
+        self._take(self._blocks_due(self._steps, steps))
+        self._clock += self._leap_seconds(steps, decodes)
+        self._steps += steps
+        self._read_tokens += decodes * steps
+        self._generation_tokens_total += decodes * steps
+        self._step_tokens.observe(decodes, steps)
+        self._inter_token.observe_line(first, slope, steps, decodes)
+        return True
+
+    def _steps_until(self, until_seconds: float, decodes: int, most: int) -> int:
+        """How many of the next steps, `most` at most, end by that time."""
+        room = until_seconds - self._clock
+        if self._leap_seconds(most, decodes) <= room:
+            return most
+        cost = self._cost
+        half = cost.kv_token_seconds * decodes / 2
+        linear = cost.seconds(self._read_tokens + decodes, decodes) - half
+        steps = (math.sqrt(linear * linear + 4 * half * room) - linear) / (2 * half) if half else room / linear
+        found = min(max(int(steps), 0), most)
+        # The root is rounded; the sum decides.
+        while found > 0 and self._leap_seconds(found, decodes) > room:
+            found -= 1
+        while found < most and self._leap_seconds(found + 1, decodes) <= room:
+            found += 1
+        return found
+
+    def _steps_in_pool(self, most: int) -> int:
+        """How many of the next steps, `most` at most, find their blocks free."""
+        due, size = self._block_due, self.spec.block_tokens
+        left = self._free_blocks - self._blocks_due(self._steps, most)
+        if left >= 0:
+            return most
+        round_blocks = sum(due)
+        rounds = self._free_blocks // round_blocks
+        steps, left = rounds * size, self._free_blocks - rounds * round_blocks
+        while due[(self._steps + steps) % size] <= left:
+            left -= due[(self._steps + steps) % size]
+            steps += 1
+        return min(steps, most)
+
+    def _take(self, blocks: int) -> None:
+        """Takes free blocks, those that only cache a prefix last."""
+        self._free_blocks -= blocks
+        if self._prefix is not None and self._prefix.idle_blocks > self._free_blocks:
+            self._prefix.evict(self._free_blocks)
+
     def _begin(self) -> None:
         """Schedules one step: a slot for every decoding sequence, then prefill with what the budget has left."""
         number, preemptions_before = self._steps, self._preemptions
@@ -247,21 +377,22 @@ class PagedEngine:
         decodes = len(self._running) - (self._prefilling is not None)
         budget = self.spec.max_num_batched_tokens - decodes
         prefilled: list[_Sequence] = []
+        self._pairs = 0.0
         if self._prefilling is not None:
             budget -= self._prefill(self._prefilling, budget, prefilled)
         if self._preemptions == preemptions_before:
             budget = self._admit(budget, prefilled)
         prefill_tokens = self.spec.max_num_batched_tokens - decodes - budget
         self._steps = number + 1
-        self._live_tokens += decodes + prefill_tokens
-        seconds = self.spec.step_seconds(self._live_tokens, decodes, prefill_tokens)
+        self._read_tokens += decodes + prefill_tokens
+        seconds = self._cost.seconds(self._read_tokens, decodes + prefill_tokens, self._pairs)
         self._step_tokens.observe(decodes + prefill_tokens)
         self._in_flight = _Step(number, decodes, prefilled, self._clock, seconds)
 
     def _give_decode_blocks(self, number: int) -> None:
         due = number % self.spec.block_tokens
         if self._block_due[due] <= self._free_blocks:
-            self._free_blocks -= self._block_due[due]
+            self._take(self._block_due[due])
             return
         for sequence in tuple(self._running):
             if sequence not in self._running:
@@ -272,7 +403,7 @@ class PagedEngine:
             while self._free_blocks == 0 and sequence in self._running:
                 self._preempt_last()
             if sequence in self._running:
-                self._free_blocks -= 1
+                self._take(1)
 
     def _prefill(self, sequence: _Sequence, budget: int, prefilled: list[_Sequence]) -> int:
         """Schedules the sequence's next chunk and returns its tokens: 0 when it had to be preempted instead."""
@@ -282,8 +413,11 @@ class PagedEngine:
             # It is the sequence admitted last, so it is its own victim.
             self._preempt_last()
             return 0
-        self._free_blocks -= blocks
+        self._take(blocks)
+        self._pairs += chunk * (sequence.stored + chunk / 2)
         sequence.stored += chunk
+        if self._prefix is not None:
+            self._share(sequence)
         if sequence.preemptions:
             self._recomputed_tokens += chunk
         if sequence.stored == sequence.known:
@@ -293,18 +427,54 @@ class PagedEngine:
             self._prefilling = sequence
         return chunk
 
+    def _found(self, sequence: _Sequence) -> tuple[int, ...]:
+        return self._prefix.find(sequence.request) if self._prefix is not None else ()
+
+    def _admission_blocks(self, sequence: _Sequence, found: tuple[int, ...]) -> int:
+        """Free blocks that the sequence takes with all its known tokens, when it finds these units cached."""
+        blocks = self.spec.blocks_for(sequence.known)
+        if self._prefix is not None and found:
+            held = len(found) - self._prefix.idle_among(found)
+            blocks -= held * self._prefix.unit_blocks(sequence.request)
+        return blocks
+
     def _admit(self, budget: int, prefilled: list[_Sequence]) -> int:
         """Admits from the head of the queue while anything is left to give; returns the budget that remains."""
         while self._waiting and budget > 0 and len(self._running) < self.spec.max_num_seqs:
             sequence = self._waiting[0]
-            if self.spec.blocks_for(sequence.known) > self._free_blocks:
+            found = self._found(sequence)
+            if self._admission_blocks(sequence, found) > self._free_blocks:
                 break
             self._waiting.popleft()
             self._running[sequence] = None
             if sequence.admitted_seconds == math.inf:
                 sequence.admitted_seconds = self._clock
+            if self._prefix is not None:
+                self._hit(sequence, found, self._prefix)
             budget -= self._prefill(sequence, budget, prefilled)
         return budget
+
+    def _hit(self, sequence: _Sequence, found: tuple[int, ...], prefix: PrefixCache) -> None:
+        """Starts the sequence on the units of its prompt that are cached."""
+        tokens = len(found) * sequence.request.prefix_block_tokens
+        if not sequence.preemptions:
+            prefix.queried_tokens += sequence.request.prompt_tokens
+            prefix.hit_tokens += tokens
+        taken = prefix.hold(found)
+        self._free_blocks -= taken
+        sequence.units, sequence.stored = found, tokens
+        self._read_tokens += tokens
+        if found:
+            self._shared_tokens += tokens - taken // prefix.unit_blocks(sequence.request) * (
+                sequence.request.prefix_block_tokens
+            )
+
+    def _share(self, sequence: _Sequence) -> None:
+        """Makes the units that the sequence has computed whole findable for others."""
+        if self._prefix is None:
+            return
+        tokens = min(sequence.stored, sequence.request.prompt_tokens)
+        sequence.units += self._prefix.add(sequence.request, len(sequence.units), tokens)
 
     def _preempt_last(self) -> None:
         sequence, _ = self._running.popitem()
@@ -321,11 +491,18 @@ class PagedEngine:
 
     def _release(self, sequence: _Sequence) -> None:
         stored = self._stored(sequence)
-        self._free_blocks += self.spec.blocks_for(stored)
-        self._live_tokens -= stored
+        blocks = self.spec.blocks_for(stored)
+        self._read_tokens -= stored
+        if self._prefix is not None and sequence.units:
+            unit_blocks = self._prefix.unit_blocks(sequence.request)
+            in_units = len(sequence.units) * unit_blocks
+            freed = self._prefix.release(sequence.units, unit_blocks)
+            self._shared_tokens -= (in_units - freed) * self.spec.block_tokens
+            blocks += freed - in_units
+        self._free_blocks += blocks
         if sequence.anchor is not None:
             self._block_due[-sequence.anchor % self.spec.block_tokens] -= 1
-        sequence.anchor, sequence.stored = None, 0
+        sequence.anchor, sequence.stored, sequence.units = None, 0, ()
 
     def _complete(self, step: _Step) -> None:
         self._in_flight = None
@@ -354,7 +531,10 @@ class PagedEngine:
         sequence.anchor = sequence.known - self._steps
         sequence.last_step = number + left
         self._block_due[-sequence.anchor % self.spec.block_tokens] += 1
-        self._ends_at[sequence.last_step].append(sequence)
+        ending = self._ends_at[sequence.last_step]
+        if not ending:
+            heappush(self._end_steps, sequence.last_step)
+        ending.append(sequence)
 
     def _finish(self, sequence: _Sequence) -> None:
         del self._running[sequence]

@@ -32,6 +32,18 @@ class Tally:
         self._counts[bisect_left(self._bounds, value)] += times
         self._total += value * times
 
+    def observe_line(self, first: float, slope: float, steps: int, times: int) -> None:
+        """Count `first`, `first + slope`, ... (`steps` values, rising) as seen `times` times each."""
+        self._total += times * (steps * first + slope * steps * (steps - 1) / 2)
+        done = 0
+        while done < steps:
+            bucket = bisect_left(self._bounds, first + done * slope)
+            upto = steps
+            if slope > 0 and bucket < len(self._bounds):
+                upto = min(max(int((self._bounds[bucket] - first) / slope) + 1, done + 1), steps)
+            self._counts[bucket] += times * (upto - done)
+            done = upto
+
     def snapshot(self) -> Distribution:
         """What was observed so far."""
         cumulative: list[int] = []
