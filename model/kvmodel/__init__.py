@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kvmodel.errors import ModelError
     from kvmodel.gguf import read_gguf
     from kvmodel.gpus import Gpu, find_gpu
-    from kvmodel.latency import estimate_latency
+    from kvmodel.latency import StepCost, estimate_latency, step_cost
     from kvmodel.overheads import Interval, MemoryPrediction, predict_memory
     from kvmodel.parameters import count_parameters, estimate_weights
     from kvmodel.training import training_memory
@@ -27,6 +27,7 @@ _HOMES = {
     "MemoryPrediction": "overheads",
     "ModelError": "errors",
     "PlanGroup": "engines.contract",
+    "StepCost": "latency",
     "Weights": "weights",
     "count_parameters": "parameters",
     "estimate_latency": "latency",
@@ -39,6 +40,7 @@ _HOMES = {
     "read_architecture": "architecture",
     "read_gguf": "gguf",
     "read_weights": "weights",
+    "step_cost": "latency",
     "training_memory": "training",
     "weights_bytes_per_gpu": "weights",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "MemoryPrediction",
     "ModelError",
     "PlanGroup",
+    "StepCost",
     "Weights",
     "count_parameters",
     "estimate_latency",
@@ -63,6 +66,7 @@ __all__ = [
     "read_architecture",
     "read_gguf",
     "read_weights",
+    "step_cost",
     "training_memory",
     "weights_bytes_per_gpu",
 ]

@@ -2,9 +2,11 @@
 
 A step reads all weights and the cache of its sequences once, and does two operations per active parameter and token,
 plus attention. Two forms: the larger of the two times (they overlap perfectly), and their sum (they do not at all).
-Measured step times of real engines grow linearly in the batch, as the sum does.
+Measured step times of real engines grow linearly in the batch, as the sum does. `step_cost` is the sum as coefficients,
+with what tensor parallelism and the engine's own host work add: for simulation and for advice.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvmodel.architecture import Architecture
@@ -19,6 +21,62 @@ BANDWIDTH_EFFICIENCY = 0.72
 A100-40GB 0.77."""
 STEP_OVERHEAD_SECONDS = 0.003
 """Scheduling, launches and sampling of one engine step."""
+
+
+_ACTIVATION_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What joins the GPUs of a tensor-parallel group, and what an all-reduce over it takes."""
+
+    name: str
+    all_reduce_seconds: float
+    """Of any all-reduce over two ranks, however small."""
+    hop_seconds: float
+    """What each further rank adds: a ring passes them all."""
+    bytes_per_second: float
+    shared: bool
+    """Whether the ranks share one path, as over a host's bridge, or each has its own."""
+
+    def wait_seconds(self, tp: int) -> float:
+        """Of one all-reduce of no size over `tp` ranks."""
+        return self.all_reduce_seconds + self.hop_seconds * (tp - 2) if tp > 1 else 0.0
+
+    def byte_seconds(self, tp: int) -> float:
+        """What each byte adds: a ring sends it 2 (tp - 1) times over, a tp-th of that on each rank's own path."""
+        return 2 * (tp - 1) / (1 if self.shared else tp) / self.bytes_per_second
+
+
+NVLINK = Link("nvlink", 10e-6, 1e-6, 300e9, shared=False)
+"""Every pair at full rate (SXM boards), with the engine's own small all-reduce kernels. The order of magnitude, not
+measured here; of a 32B model's step on two H100 the latency is 1.3 ms in 15."""
+PCIE = Link("pcie", 40e-6, 11e-6, 68e9, shared=True)
+"""NCCL through the host: Llama-3.1-8B on two and four A100 of SageServe's data, whose prefill takes longer on four."""
+LINKS: Mapping[str, Link] = {link.name: link for link in (NVLINK, PCIE)}
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What engine and host make of a card's peaks. None of it depends on the model."""
+
+    name: str
+    compute_efficiency: float
+    """Share of the dense peak that matrix products reach."""
+    bandwidth_efficiency: float
+    """Share of the peak bandwidth that a decode reaches."""
+    step_seconds: float
+    """Scheduling and sampling of one step that the GPU waits for."""
+    layer_seconds: float = 0.0
+    """Launches of one layer that the GPU waits for; 0 where CUDA graphs replay them."""
+    sequence_seconds: float = 0.0
+    """Host work for each decoding sequence that the GPU waits for."""
+
+
+VLLM = Stack("vllm", compute_efficiency=0.62, bandwidth_efficiency=0.78, step_seconds=0.0007)
+"""vLLM with CUDA graphs and asynchronous scheduling, from 2024 on: Llama-3.1-8B on H100 7.0 ms a token alone and 8.7 at
+64, on A100-40GB 13.3 ms; Qwen3-32B's prefill on two H100 15.4-15.9k tokens/s. Both shares are higher than those of
+`estimate_latency`, since all-reduces stand apart and the step's own time is shorter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +137,18 @@ class StepCost:
     """The matrix products for one token, decoded or prefilled."""
     pair_seconds: float = 0.0
     """Attention of one prefilled token to one position before it."""
+    sequence_seconds: float = 0.0
+    """Of one decoding sequence whatever its length: host work, its full windows read, its state read and written."""
 
-    def seconds(self, kv_tokens: float, tokens: float, pairs: float = 0.0) -> float:
+    def seconds(self, kv_tokens: float, tokens: float, pairs: float = 0.0, sequences: float = 0.0) -> float:
         """Seconds of one step that reads `kv_tokens` resident tokens and computes `tokens` (decodes and prefill),
-        the prefilled ones attending to `pairs` (token, position) pairs in all."""
+        the prefilled ones attending to `pairs` (token, position) pairs in all, with `sequences` decoding."""
         return (
             self.fixed_seconds
             + kv_tokens * self.kv_token_seconds
             + tokens * self.token_seconds
             + pairs * self.pair_seconds
+            + sequences * self.sequence_seconds
         )
 
     def prefill_seconds(self, tokens: float, cached_tokens: float = 0.0, chunk_tokens: float = 8192.0) -> float:
@@ -190,6 +251,80 @@ def estimate_latency(
 
     decode = step(decode_flop, architecture.bytes_at(context, kv_dtype, tp))
     return Latency(step(prefill_flop, cache_read + cache_written), decode)
+
+
+def step_cost(
+    architecture: Architecture,
+    *,
+    active_parameters: int,
+    weights_bytes_per_gpu: int,
+    flop_per_second: float,
+    bytes_per_second: float,
+    kv_dtype: str = "auto",
+    tp: int = 1,
+    stack: Stack = VLLM,
+    link: Link = NVLINK,
+    compute_efficiency: float | None = None,
+    bandwidth_efficiency: float | None = None,
+    overhead_seconds: float | None = None,
+) -> StepCost:
+    """What the steps of this model take on `tp` GPUs of these peaks (one GPU's, dense).
+
+    A step reads all weights, those of experts it may not need included: 32 sequences that take 8 experts of 128 touch
+    seven of eight, and capacity is decided there; a lone sequence of a mixture is faster than this says. Computed are
+    `active_parameters`. Layers with a window and state count as full from the start; only layers that keep all tokens
+    count per resident token and per pair. Two all-reduces a layer, none where `tp` is 1. The last three arguments
+    replace the stack's. Raises ModelError naming the argument at fault.
+    """
+    for name, value, least in (
+        ("active_parameters", active_parameters, 1),
+        ("weights_bytes_per_gpu", weights_bytes_per_gpu, 0),
+    ):
+        _check_count(name, value, least)
+    compute = stack.compute_efficiency if compute_efficiency is None else compute_efficiency
+    bandwidth = stack.bandwidth_efficiency if bandwidth_efficiency is None else bandwidth_efficiency
+    overhead = stack.step_seconds if overhead_seconds is None else overhead_seconds
+    per_token_bytes = architecture.growth_bytes_per_token(kv_dtype, tp)
+    growing, kept = _attended(architecture)
+    per_pair = _attention_flop_per_pair(architecture)
+    reduces = 2 * architecture.num_layers
+    token_bytes = reduces * architecture.hidden_size * _ACTIVATION_BYTES
+
+    def time(flop: float = 0.0, traffic_bytes: float = 0.0) -> float:
+        return phase_time(
+            flop=flop / tp,
+            traffic_bytes=traffic_bytes,
+            flop_per_second=flop_per_second,
+            bytes_per_second=bytes_per_second,
+            compute_efficiency=compute,
+            bandwidth_efficiency=bandwidth,
+        ).sum_seconds
+
+    _check("overhead_seconds", overhead, least=0)
+    host = overhead + architecture.num_layers * stack.layer_seconds
+    return StepCost(
+        fixed_seconds=host + reduces * link.wait_seconds(tp) + time(traffic_bytes=weights_bytes_per_gpu),
+        kv_token_seconds=time(traffic_bytes=per_token_bytes),
+        token_seconds=time(flop=2.0 * active_parameters + per_pair * kept) + token_bytes * link.byte_seconds(tp),
+        pair_seconds=time(flop=per_pair * growing),
+        sequence_seconds=stack.sequence_seconds
+        + time(
+            traffic_bytes=architecture.window_bytes_per_sequence(kv_dtype, tp)
+            + 2 * architecture.state_bytes_per_sequence(kv_dtype, tp)
+        ),
+    )
+
+
+def _attended(architecture: Architecture) -> tuple[float, float]:
+    """(layers that keep all tokens, tokens that full windows keep summed over the others)."""
+    kv = find_kv_dtype("auto", architecture.dtype)
+    growing = kept = 0.0
+    for group in architecture.groups:
+        token_bytes = group.layer.token_bytes(kv, 1)
+        if token_bytes:
+            growing += group.count * group.layer.growth_bytes_per_token(kv, 1) / token_bytes
+            kept += group.count * group.layer.window_bytes(kv, 1) / token_bytes
+    return growing, kept
 
 
 def _attention_flop_per_pair(architecture: Architecture) -> float:
