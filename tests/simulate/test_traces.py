@@ -19,6 +19,7 @@ from kvgauge.simulate.trace_file import MAX_LINE_CHARACTERS
 from kvgauge.simulate.traces import MAX_TOKENS, Trace, read_trace
 
 PLAIN = "t_s,prompt_tokens,output_tokens\n"
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
 BURST_GPT = "Model,Request tokens,Response tokens,Total tokens,Log Type\n"
 in_one_folder = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 fuzzed = settings(in_one_folder, max_examples=500)
@@ -40,11 +41,11 @@ def _plain(rows: list[tuple[float, int, int]]) -> str:
         (PLAIN + "0.5,10,1\n2,20,2\n", [(0.0, 10, 1), (1.5, 20, 2)]),
         (
             # Azure 2023 writes seven digits and a line end of its own.
-            "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:15:59.6805900,3,4\r\n2023-11-16 18:16:00.93059,5,6",
+            f"{AZURE}\r\n2023-11-16 18:15:59.6805900,3,4\r\n2023-11-16 18:16:00.93059,5,6",
             [(0.0, 3, 4), (1.25, 5, 6)],
         ),
         (
-            "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:00+00:00,7,8\n2024-05-10T02:00:01+02:00,9,10\n",
+            f"{AZURE}\n2024-05-10 00:00:00+00:00,7,8\n2024-05-10T02:00:01+02:00,9,10\n",
             [(0.0, 7, 8), (1.0, 9, 10)],
         ),
         (
