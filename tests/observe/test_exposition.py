@@ -3,6 +3,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from kvgauge.observe.exposition import MAX_LINE_BYTES, MAX_LINES, label, read_page, sample_names
 from kvgauge.observe.records import SourceError
@@ -81,3 +82,26 @@ def test_names_are_seen_without_parsing() -> None:
 @given(st.binary(max_size=400))
 def test_no_page_raises_anything_else(body: bytes) -> None:
     read_page(b"vllm:usage{" + body, WANTED)
+
+
+_NAMES = st.from_regex(r"[a-z_:][a-z0-9_:]{0,6}", fullmatch=True)
+_PAIRS = st.tuples(st.from_regex(r"[a-z_]\w{0,3}", fullmatch=True), st.text(max_size=6).map(repr))
+_VALUES = st.one_of(
+    st.floats().map(repr),
+    st.integers().map(str),
+    st.sampled_from(["+Inf", "-Inf", "NaN", "1.5e+07", "1_0", "0x1", ".", ""]),
+)
+
+
+@given(_NAMES, st.lists(_PAIRS, max_size=3), _VALUES, st.sampled_from([" ", "  ", "\t", ""]))
+def test_plain_lines_read_as_by_the_library(name: str, pairs: list[tuple[str, str]], value: str, gap: str) -> None:
+    labels = ",".join(f'{key}="{quoted[1:-1]}"' for key, quoted in pairs)
+    line = f"{name}{{{labels}}}{gap}{value}" if pairs else f"{name} {value}"
+    try:
+        expected = [sample for family in text_string_to_metric_families(line + "\n") for sample in family.samples]
+    except ValueError:
+        expected = []
+    page = read_page(line.encode(), {name.encode()})
+    assert [(each.name, each.labels, repr(float(each.value))) for each in page.rows(name)] == [
+        (each.name, each.labels, repr(float(each.value))) for each in expected if each.name == name
+    ]

@@ -1,9 +1,11 @@
 """Reads the lines of a metrics page that somebody asked for, and leaves the rest unparsed.
 
-The parsing itself is prometheus_client's. It raises on the first line it cannot read, which would lose a whole scrape
-(an engine on Windows prints ``-nan(ind)``), so on failure the lines are read one by one and only the bad one is lost.
+Nearly all lines are plain: a name, labels without escapes, a number. One expression reads those, in a fraction of
+prometheus_client's time, whose parser gets the others one by one: it raises on a line that it cannot read (an
+engine on Windows prints ``-nan(ind)``), and so only that line is lost.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,6 +17,13 @@ from kvgauge.observe.records import SourceError
 MAX_LINES = 50_000
 MAX_LINE_BYTES = 64 * 1024
 MAX_LABEL_CHARACTERS = 256
+
+_PAIR = r'[a-zA-Z_][a-zA-Z0-9_]*="[^"\\]*"'
+_NUMBER = r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|[+-]?Inf|NaN"
+_PLAIN = re.compile(rf"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{{((?:{_PAIR}(?:,{_PAIR})*)?)\}})? ({_NUMBER})")
+_PAIRS = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\]*)"')
+# A label of this name would stand for the sample's own.
+_NAME_LABEL = "__name__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +57,17 @@ def read_page(body: bytes, wanted: Collection[bytes]) -> Page:
     lines = [line for line in _lines(body) if _name(line) in wanted]
     readable = [line for line in lines if len(line) <= MAX_LINE_BYTES]
     bad_lines = len(lines) - len(readable)
-    try:
-        samples = _parse(readable)
-    except ValueError:
-        samples = []
-        for line in readable:
-            try:
-                samples.extend(_parse([line]))
-            except ValueError:
-                bad_lines += 1
+    samples: list[Sample] = []
+    for line in readable:
+        text = _text(line)
+        plain = _plain_sample(text)
+        if plain is not None:
+            samples.append(plain)
+            continue
+        try:
+            samples.extend(_parse(text))
+        except ValueError:
+            bad_lines += 1
     grouped: dict[str, list[Sample]] = {}
     for sample in samples:
         grouped.setdefault(sample.name, []).append(sample)
@@ -82,7 +93,25 @@ def _name(line: bytes) -> bytes:
     return line[:brace].rstrip() if brace >= 0 else line.partition(b" ")[0]
 
 
-def _parse(lines: list[bytes]) -> list[Sample]:
+def _text(line: bytes) -> str:
     # OpenMetrics pages may carry an exemplar after the value, which the text format does not know.
-    text = "".join(line.decode(errors="replace").split(" # {", 1)[0] + "\n" for line in lines)
-    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return line.decode(errors="replace").split(" # {", 1)[0]
+
+
+def _plain_sample(text: str) -> Sample | None:
+    """The sample of a plain line; None for every other."""
+    found = _PLAIN.fullmatch(text)
+    if found is None:
+        return None
+    name, body, value = found.groups()
+    if not body:
+        return Sample(name, {}, float(value))
+    labels: dict[str, str] = dict(_PAIRS.findall(body))
+    # Fewer labels than pairs: one is there twice.
+    if _NAME_LABEL in labels or len(labels) != body.count('="'):
+        return None
+    return Sample(name, labels, float(value))
+
+
+def _parse(text: str) -> list[Sample]:
+    return [sample for family in text_string_to_metric_families(text + "\n") for sample in family.samples]

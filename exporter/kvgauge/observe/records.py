@@ -92,6 +92,23 @@ class RankReading:
     prefix_hits_tokens_total: float | None = None
     prompt_lengths: Histogram | None = None
     output_lengths: Histogram | None = None
+    ttft_seconds: Histogram | None = None
+    """From a request's arrival to its first token, of requests that got one."""
+    queue_seconds: Histogram | None = None
+    """From a request's arrival to its first being scheduled; most engines count it when the request finishes."""
+    prefill_seconds: Histogram | None = None
+    """From a request's first being scheduled to its first token; most engines count it when the request finishes."""
+    inter_token_seconds: Histogram | None = None
+    """From one output token of a request to its next, each counted when it comes: the count is that of the tokens
+    which decoding computed."""
+    step_tokens: Histogram | None = None
+    """By engine step, the tokens that it finished: count is steps, sum is tokens. Prompts that are computed in parts
+    may count with their last part, and parts that yield no token not as steps."""
+    prompt_computed_tokens_total: float | None = None
+    """Prompt tokens that were computed and not found in a cache. May fall a little where it is a difference of
+    counters that do not move together."""
+    finished_total: float | None = None
+    """Requests that ended, whatever the reason, as far as the engine counts them."""
     progress: tuple[float, ...] | None = None
     """Figures of which at least one moves with every few steps while requests run; None: the engine has none."""
     missing: Mapping[str, str] = field(default_factory=dict)

@@ -31,11 +31,12 @@ _BLOCK_TOKENS = "model_kv_cache_block_size"
 _MODEL_BLOCKS = "model_total_kv_blocks"
 _MAX_NUM_SEQS = "model_max_num_seqs"
 _HISTOGRAMS = ("input_sequence_tokens", "output_sequence_tokens")
+_TTFT, _INTER_TOKEN = "time_to_first_token_seconds", "inter_token_latency_seconds"
 
 _WANTED = sample_names_of((*_TOTAL_BLOCKS, *_ACTIVE_BLOCKS, *_USAGE, _INFLIGHT), _WORKER) | sample_names_of(
     (
         *(_CONTEXT_LENGTH, _BLOCK_TOKENS, _MODEL_BLOCKS, _MAX_NUM_SEQS),
-        *(name + suffix for name in _HISTOGRAMS for suffix in ("_bucket", "_sum", "_count")),
+        *(name + suffix for name in (*_HISTOGRAMS, _TTFT, _INTER_TOKEN) for suffix in ("_bucket", "_sum", "_count")),
     ),
     _FRONTEND,
 )
@@ -192,9 +193,14 @@ def _model_rank(rows: Rows, hints: Hints, model: str, rank: str) -> RankReading:
         block_tokens=pool.block_tokens,
         prompt_lengths=prompt_lengths,
         output_lengths=output_lengths,
+        ttft_seconds=rows.histogram("ttft_seconds", _TTFT),
+        inter_token_seconds=rows.histogram("inter_token_seconds", _INTER_TOKEN),
     )
     untold = dict.fromkeys(_optional_fields(), "the frontend tells it of all its workers together, or not at all")
-    told = ("num_blocks", "block_tokens", "capacity_tokens", "prompt_lengths", "output_lengths")
+    told = (
+        *("num_blocks", "block_tokens", "capacity_tokens", "prompt_lengths", "output_lengths"),
+        *("ttft_seconds", "inter_token_seconds"),
+    )
     why = {name: reason for name, reason in rows.missing.items() if name in told}
     return replace(reading, missing=reasons_for(reading, untold, why))
 
@@ -238,6 +244,10 @@ ENGINE = Engine(
         "preemptions": _AS_BEHIND,
         "prefix hits": _AS_BEHIND,
         "length histograms": f"{_AS_BEHIND}; exact on the frontend, of all workers together",
+        "latency histograms": f"{_AS_BEHIND}; exact on the frontend, of all workers together",
+        "steps": _AS_BEHIND,
+        "computed prompts": _AS_BEHIND,
+        "finished requests": _AS_BEHIND,
         "max length": f"{_AS_BEHIND}; exact on the frontend",
         "KV dtype": _AS_BEHIND,
         "parallelism": _AS_BEHIND,

@@ -236,6 +236,8 @@ def _read_rank(rows: _Metrics, slots: _Slots, server: _Server, running: int | No
         if prompt_tokens is None or cached_tokens is None
         else prompt_tokens + cached_tokens,
         prefix_hits_tokens_total=cached_tokens,
+        # What a slot's cache had is not among them.
+        prompt_computed_tokens_total=prompt_tokens,
         progress=tuple(
             figure for figure in (rows.value("progress", _DECODES), slots.steps, prompt_tokens) if figure is not None
         )
@@ -284,7 +286,9 @@ def _reasons(rows: _Metrics, slots: _Slots) -> dict[str, str]:
     """Why a figure is None, by field."""
     untold_slots = slots.figures.unstated or "the slots do not tell it"
     reasons = dict.fromkeys(("block_tokens", "num_blocks", "used_blocks"), "llama.cpp has no blocks, only cells")
-    reasons |= dict.fromkeys(("prompt_lengths", "output_lengths"), "llama.cpp publishes no histograms")
+    histograms = ("prompt_lengths", "output_lengths", "ttft_seconds", "queue_seconds", "prefill_seconds")
+    reasons |= dict.fromkeys((*histograms, "inter_token_seconds", "step_tokens"), "llama.cpp publishes no histograms")
+    reasons["finished_total"] = "llama.cpp does not count its requests"
     reasons |= dict.fromkeys(("swapped", "preemptions_total"), "llama.cpp takes no cells from a running request")
     reasons |= dict.fromkeys(("active_tokens", "reclaimable_tokens"), untold_slots)
     reasons |= rows.missing | slots.figures.missing
@@ -292,6 +296,7 @@ def _reasons(rows: _Metrics, slots: _Slots) -> dict[str, str]:
     reasons["free_tokens"] = "the capacity or the active tokens are not known"
     reasons["live_tokens"] = reasons["active_tokens"]
     reasons["reserved_tokens"] = "slots that share one pool reserve nothing of it; whether these do is not told"
+    reasons["prompt_computed_tokens_total"] = rows.missing.get("prompt_tokens_total", "no prompt tokens are told")
     reasons["prefix_queries_tokens_total"] = rows.missing.get("prefix_hits_tokens_total", "no prompt tokens are told")
     return reasons
 
@@ -327,6 +332,10 @@ ENGINE = Engine(
         "preemptions": "unavailable: no preemption; a shared pool that is full fails its requests",
         "prefix hits": "exact in builds with prompt_tokens_cached_total (2026), in tokens",
         "length histograms": "unavailable: not published",
+        "latency histograms": "unavailable: not published",
+        "steps": "unavailable: counted without their tokens",
+        "computed prompts": "exact with --metrics, when a prompt has been computed",
+        "finished requests": "unavailable: not counted",
         "max length": "exact (n_ctx of a slot)",
         "KV dtype": "unavailable: --cache-type-k and --cache-type-v, state it",
         "parallelism": "unavailable: not published",

@@ -23,6 +23,10 @@ _PROMPT_TOKENS = ("prompt_tokens_total", "prompt_tokens")
 _GENERATION_TOKENS = ("generation_tokens_total", "generation_tokens")
 _CACHED_TOKENS = ("cached_tokens_total", "cached_tokens")
 _HISTOGRAMS = ("request_prompt_tokens", "request_generation_tokens")
+_TTFT, _QUEUE, _PREFILL = "time_to_first_token_seconds", "request_queue_time_seconds", "request_prefill_time_seconds"
+_INTER_TOKEN = "iter_token_latency"
+_LATENCIES = (_TTFT, _QUEUE, _PREFILL, _INTER_TOKEN)
+_FINISHED = ("request_success_total", "request_success")
 # One for each output of a request, which may hold several tokens.
 _OUTPUTS = "iteration_tokens_total_count"
 _WANTED = sample_names_of(
@@ -32,7 +36,8 @@ _WANTED = sample_names_of(
         *_GENERATION_TOKENS,
         *_CACHED_TOKENS,
         _OUTPUTS,
-        *(name + suffix for name in _HISTOGRAMS for suffix in ("_bucket", "_sum", "_count")),
+        *_FINISHED,
+        *(name + suffix for name in (*_HISTOGRAMS, *_LATENCIES) for suffix in ("_bucket", "_sum", "_count")),
     ),
     *_PREFIXES,
 )
@@ -76,6 +81,12 @@ def _read_rank(rows: Rows, rank: str, model: str, capacity_hint: int | None) -> 
         prefix_hits_tokens_total=hits,
         prompt_lengths=rows.histogram("prompt_lengths", _HISTOGRAMS[0]),
         output_lengths=rows.histogram("output_lengths", _HISTOGRAMS[1]),
+        ttft_seconds=rows.histogram("ttft_seconds", _TTFT),
+        queue_seconds=rows.histogram("queue_seconds", _QUEUE),
+        prefill_seconds=rows.histogram("prefill_seconds", _PREFILL),
+        inter_token_seconds=rows.histogram("inter_token_seconds", _INTER_TOKEN),
+        prompt_computed_tokens_total=None if prompt_tokens is None or hits is None else max(prompt_tokens - hits, 0.0),
+        finished_total=rows.value("finished_total", *_FINISHED, pick=sum),
         # While the gauges still show the last request for up to 10 s nothing moves; that is no stall yet.
         progress=tuple(figure for figure in work if figure is not None) or None,
     )
@@ -93,6 +104,8 @@ _WHY = dict.fromkeys(
     "live_tokens": _MIXED,
     "reserved_tokens": "LMDeploy does not reserve ahead",
     "prefix_queries_tokens_total": "this version of LMDeploy does not count tokens from the prefix cache",
+    "prompt_computed_tokens_total": "this version of LMDeploy does not count tokens from the prefix cache",
+    "step_tokens": "LMDeploy counts the outputs of requests, not its steps",
 }
 
 
@@ -127,6 +140,10 @@ ENGINE = Engine(
         "preemptions": "unavailable",
         "prefix hits": "exact in the newest versions; before, unavailable",
         "length histograms": "exact, of requests that have finished; no bound above 4096 tokens",
+        "latency histograms": "exact: first token and each token; queue and prefill, of requests that have finished",
+        "steps": "unavailable: outputs are counted instead",
+        "computed prompts": "derived in the newest versions: prompt tokens - those found in the cache",
+        "finished requests": "exact",
         "max length": "unavailable",
         "KV dtype": "unavailable",
         "parallelism": "exact for data parallelism; --tp tells the rest",

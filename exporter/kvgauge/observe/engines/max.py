@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from kvgauge.observe.engines.contract import Engine, Marks, Pages, names_start_with, sample_names_of
 from kvgauge.observe.engines.rows import MAX_USAGE_RATIO, Rows, reasons_for, served_model, text
-from kvgauge.observe.records import EngineReading, RankReading
+from kvgauge.observe.records import EngineReading, Histogram, RankReading
 
 _PREFIXES = ("maxserve_", "maxserve:", "maxserve.")
-_UNITS = ("", "_blocks", "_tokens")
+_UNITS = ("", "_blocks", "_tokens", "_milliseconds")
 _USED_BLOCKS, _TOTAL_BLOCKS = "cache_num_used_blocks", "cache_num_total_blocks"
 # Requests that the HTTP server has taken and not yet answered: those that wait are among them.
 _IN_FLIGHT = "num_requests_running"
@@ -27,6 +27,8 @@ _COUNTERS = (
     "num_output_tokens",
 )
 _HISTOGRAMS = ("input_tokens_per_request", "output_tokens_per_request")
+# In milliseconds; the second only with MAX_SERVE_METRIC_LEVEL=DETAILED.
+_TTFT, _INTER_TOKEN = "time_to_first_token", "itl"
 # One for each batch, of prefill or decode.
 _BATCHES = "batch_size_count"
 
@@ -40,7 +42,11 @@ _WANTED = sample_names_of(
     (
         _BATCHES,
         *(spelling for name in (*_LEVELS, *_COUNTERS) for spelling in _spelled(name, "", "_total")),
-        *(spelling for name in _HISTOGRAMS for spelling in _spelled(name, "_bucket", "_sum", "_count")),
+        *(
+            spelling
+            for name in (*_HISTOGRAMS, _TTFT, _INTER_TOKEN)
+            for spelling in _spelled(name, "_bucket", "_sum", "_count")
+        ),
     ),
     *_PREFIXES,
 )
@@ -106,9 +112,20 @@ def _read_rank(rows: Rows, model: str, capacity_hint: int | None) -> RankReading
         prefix_hits_tokens_total=hits,
         prompt_lengths=rows.histogram("prompt_lengths", *_spelled(_HISTOGRAMS[0]), pick=sum),
         output_lengths=rows.histogram("output_lengths", *_spelled(_HISTOGRAMS[1]), pick=sum),
+        ttft_seconds=_seconds(rows.histogram("ttft_seconds", *_spelled(_TTFT), pick=sum)),
+        inter_token_seconds=_seconds(rows.histogram("inter_token_seconds", *_spelled(_INTER_TOKEN), pick=sum)),
+        # Hits and misses are of the prefix cache, in tokens: what it lacks is computed.
+        prompt_computed_tokens_total=misses,
         progress=None if batches is None else (batches,),
     )
     return replace(reading, missing=reasons_for(reading, _WHY, rows.missing, added_up))
+
+
+def _seconds(milliseconds: Histogram | None) -> Histogram | None:
+    if milliseconds is None:
+        return None
+    bounds = tuple(bound / 1000 for bound in milliseconds.bounds)
+    return Histogram(bounds, milliseconds.cumulative, milliseconds.total / 1000)
 
 
 def _waiting(rows: Rows) -> int | None:
@@ -138,6 +155,11 @@ _WHY = {
     "live_tokens": "MAX counts blocks, not tokens",
     "reserved_tokens": "MAX does not reserve ahead",
     "swapped": _UNTOLD,
+    "queue_seconds": _UNTOLD,
+    "prefill_seconds": _UNTOLD,
+    "step_tokens": "MAX counts its batches, not their tokens",
+    "prompt_computed_tokens_total": "the page has no count of cache misses",
+    "finished_total": _UNTOLD,
     "prefix_queries_tokens_total": "the page has no counts of cache hits and misses",
 }
 
@@ -162,6 +184,10 @@ ENGINE = Engine(
         "preemptions": "exact",
         "prefix hits": "exact, in tokens",
         "length histograms": "exact in the newest versions, of requests that have finished",
+        "latency histograms": "exact for first tokens; for each token with MAX_SERVE_METRIC_LEVEL=DETAILED",
+        "steps": "unavailable: batches are counted without their tokens",
+        "computed prompts": "exact: misses of the prefix cache",
+        "finished requests": "unavailable: not counted",
         "max length": "unavailable",
         "KV dtype": "unavailable",
         "parallelism": "unavailable; --tp tells it",

@@ -20,6 +20,8 @@ _PATHS = ("/v1/metrics", "/metrics")
 _TELL = "num_request_max"
 _USAGE = "gpu_cache_usage_perc"
 _HISTOGRAMS = ("request_prompt_tokens", "request_generation_tokens")
+_TTFT, _INTER_TOKEN = "time_to_first_token_seconds", "time_per_output_token_seconds"
+_FINISHED = "request_finish_total"
 _START = "process_start_time_seconds"
 _WANTED = sample_names_of(
     (
@@ -30,7 +32,8 @@ _WANTED = sample_names_of(
         "prompt_tokens_total",
         "generation_tokens_total",
         _START,
-        *(name + suffix for name in _HISTOGRAMS for suffix in ("_bucket", "_sum", "_count")),
+        _FINISHED,
+        *(name + suffix for name in (*_HISTOGRAMS, _TTFT, _INTER_TOKEN) for suffix in ("_bucket", "_sum", "_count")),
     )
 )
 
@@ -47,6 +50,10 @@ _NEVER = dict.fromkeys(
         "preemptions_total",
         "prefix_queries_tokens_total",
         "prefix_hits_tokens_total",
+        "queue_seconds",
+        "prefill_seconds",
+        "step_tokens",
+        "prompt_computed_tokens_total",
     ),
     _UNTOLD,
 ) | {"progress": "NIM 1.x may show a running request at rest"}
@@ -97,6 +104,9 @@ def _read_1x(pages: Pages, page: Page, everything: Rows) -> EngineReading:
         generation_tokens_total=rows.value("generation_tokens_total", "generation_tokens_total"),
         prompt_lengths=prompt_lengths,
         output_lengths=output_lengths,
+        ttft_seconds=rows.histogram("ttft_seconds", _TTFT),
+        inter_token_seconds=rows.histogram("inter_token_seconds", _INTER_TOKEN),
+        finished_total=rows.value("finished_total", _FINISHED, pick=sum),
     )
     rank = replace(rank, missing=reasons_for(rank, rows.missing, _NEVER))
     reading = EngineReading(
@@ -153,6 +163,10 @@ ENGINE = Engine(
         "preemptions": f"{_NOT_IN_1X}; {_FROM_2}",
         "prefix hits": f"{_NOT_IN_1X}; {_FROM_2}",
         "length histograms": f"exact, of requests that have finished; {_FROM_2}",
+        "latency histograms": f"exact: first token and each token; {_FROM_2}",
+        "steps": f"{_NOT_IN_1X}; {_FROM_2}",
+        "computed prompts": f"{_NOT_IN_1X}; {_FROM_2}",
+        "finished requests": f"exact; {_FROM_2}",
         "max length": f"exact where /v1/models tells max_model_len; {_FROM_2}",
         "KV dtype": f"{_NOT_IN_1X}, state it; {_FROM_2}",
         "parallelism": f"{_NOT_IN_1X}; {_FROM_2}",

@@ -15,7 +15,8 @@ port; `--engine NAME` names it.
 Facts mean the same whatever the engine calls them. *Active* slots are held by live sequences; *reclaimable* ones hold
 only prefixes that may be used again, and are free for the asking; *live tokens* are slots that hold a token of a live
 sequence; *reserved* are slots set aside for tokens to come. *Freshness* is what moves while requests run: an engine
-that has requests and has not moved for `--stalled-after` counts as down, with reason `stalled`.
+that has requests and has not moved for `--stalled-after` counts as down, with reason `stalled`. *Steps*, *computed
+prompts* and the time between tokens are what tells how fast an engine is.
 
 | engine | `--engine` | versions |
 |---|---|---|

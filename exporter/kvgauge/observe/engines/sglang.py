@@ -8,7 +8,7 @@ alone is up to 40 decode steps old. `cache_hit_rate` is that of the last prefill
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from prometheus_client.samples import Sample
 
@@ -26,8 +26,9 @@ from kvgauge.observe.engines.rows import (
     text,
 )
 from kvgauge.observe.engines.sglang_answers import Answers, answers_of
+from kvgauge.observe.engines.sglang_totals import COUNTERS, HISTOGRAMS, Totals
 from kvgauge.observe.exposition import label
-from kvgauge.observe.records import EngineReading, Histogram, RankReading
+from kvgauge.observe.records import EngineReading, RankReading
 
 _PREFIX = "sglang:"
 # kv_* are the full-attention pool's own from 0.5.15; num_used_tokens is the larger of it and the window pool.
@@ -52,15 +53,13 @@ _SCHEDULER = (
     "realtime_tokens_total",
     "cache_config_info",
 )
-_COUNTERS = ("prompt_tokens_total", "generation_tokens_total", "cached_tokens_total")
-_HISTOGRAMS = ("prompt_tokens_histogram", "generation_tokens_histogram")
+# Of the scheduler, and so of each rank; older versions tell a mean only.
+_QUEUE = "queue_time_seconds"
 _WANTED = sample_names_of(
-    (*_SCHEDULER, *_COUNTERS, *(name + suffix for name in _HISTOGRAMS for suffix in ("_bucket", "_sum", "_count"))),
+    (*_SCHEDULER, *COUNTERS, *(name + suffix for name in (*HISTOGRAMS, _QUEUE) for suffix in ("_bucket", "_sum"))),
     _PREFIX,
 )
 
-# Prefix tokens found in host memory or in a store were not in this pool.
-_CACHE_OUTSIDE = ("host", "storage")
 # The `_gb` of the sources is bytes / 2**30.
 _GIB = 1 << 30
 _MOST_GIB = 1 << 20
@@ -141,7 +140,7 @@ def _read_rank(
     active = _active(rows, load, capacity)
     reclaimable = _reclaimable(rows, capacity, active)
     running, waiting, swapped = _requests(rows, load)
-    totals = _Totals.read(whole, rows) if whole is not None else _Totals()
+    totals = Totals.read(whole, rows) if whole is not None else Totals()
     reading = RankReading(
         rank=rank,
         model=model,
@@ -164,6 +163,11 @@ def _read_rank(
         prefix_hits_tokens_total=totals.cached_tokens,
         prompt_lengths=totals.prompt_lengths,
         output_lengths=totals.output_lengths,
+        ttft_seconds=totals.ttft_seconds,
+        queue_seconds=rows.histogram("queue_seconds", _QUEUE),
+        inter_token_seconds=totals.inter_token_seconds,
+        prompt_computed_tokens_total=_computed(rows),
+        finished_total=totals.finished,
         progress=_progress(rows, load),
     )
     return replace(reading, missing=reasons_for(reading, _WHY, rows.missing))
@@ -176,6 +180,8 @@ _WHY = {
     "free_tokens": "the capacity or the tokens in use are not known",
     "live_tokens": "the tokens in use are not known",
     "progress": "neither /v1/loads nor /metrics can be read",
+    "prefill_seconds": "SGLang tells it as one stage of many, which are not read",
+    "step_tokens": "SGLang does not count its steps",
 } | dict.fromkeys(
     (
         "prompt_tokens_total",
@@ -184,39 +190,22 @@ _WHY = {
         "prefix_hits_tokens_total",
         "prompt_lengths",
         "output_lengths",
+        "ttft_seconds",
+        "inter_token_seconds",
+        "finished_total",
     ),
     "SGLang counts it for all ranks together; it stands on the first",
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Totals:
-    """What SGLang's HTTP server counts when requests finish, of all ranks together."""
-
-    prompt_tokens: float | None = None
-    generation_tokens: float | None = None
-    cached_tokens: float | None = None
-    prompt_lengths: Histogram | None = None
-    output_lengths: Histogram | None = None
-
-    @classmethod
-    def read(cls, page: Rows, rank: Rows) -> "_Totals":
-        """Sums over the rows: there is one for streamed and one for other requests, one per priority. What is missing
-        becomes the reason of `rank`."""
-        page.unstated = rank.unstated
-        in_pool = page.where(lambda sample: not (label(sample, "cache_source") or "").startswith(_CACHE_OUTSIDE))
-        in_pool.unstated = page.unstated
-        totals = cls(
-            page.value("prompt_tokens_total", "prompt_tokens_total", pick=sum),
-            page.value("generation_tokens_total", "generation_tokens_total", pick=sum),
-            in_pool.value("prefix_hits_tokens_total", "cached_tokens_total", pick=sum),
-            page.histogram("prompt_lengths", "prompt_tokens_histogram", pick=sum),
-            page.histogram("output_lengths", "generation_tokens_histogram", pick=sum),
-        )
-        rank.missing |= page.missing | in_pool.missing
-        rank.missing["prefix_queries_tokens_total"] = page.missing.get("prompt_tokens_total", "")
-        rank.bad_values += in_pool.bad_values
-        return totals
+def _computed(rows: Rows) -> float | None:
+    """Prompt tokens that were computed, counted as they are."""
+    computed = rows.where(lambda sample: sample.labels.get("mode") == "prefill_compute")
+    computed.unstated = rows.unstated
+    total = computed.value("prompt_computed_tokens_total", "realtime_tokens_total")
+    rows.missing |= computed.missing
+    rows.bad_values += computed.bad_values
+    return total
 
 
 def _active(rows: Rows, load: Mapping[str, object], capacity: int | None) -> int | None:
@@ -389,6 +378,10 @@ ENGINE = Engine(
         "preemptions": "exact from 0.5.9 with --enable-metrics (retracted requests)",
         "prefix hits": "exact with --enable-metrics, of requests that have finished",
         "length histograms": "exact with --enable-metrics; up to 0.5.9 with --collect-tokens-histogram as well",
+        "latency histograms": "exact with --enable-metrics: first token, each token, and the queue in newer versions",
+        "steps": "unavailable: not counted",
+        "computed prompts": "exact with --enable-metrics where realtime_tokens_total is told",
+        "finished requests": "exact with --enable-metrics",
         "max length": "exact (/v1/models)",
         "KV dtype": "exact (/server_info)",
         "parallelism": "exact (/server_info)",

@@ -55,7 +55,9 @@ _NAMES = (
     "request_success_total",
     "e2e_request_latency_seconds_count",
 )
-_WANTED = sample_names_of(_NAMES, *_PREFIXES)
+_TTFT, _QUEUE, _PREFILL = "time_to_first_token_seconds", "request_queue_time_seconds", "request_prefill_time_seconds"
+_LATENCIES = tuple(name + suffix for name in (_TTFT, _QUEUE, _PREFILL) for suffix in ("_bucket", "_sum"))
+_WANTED = sample_names_of((*_NAMES, *_LATENCIES), *_PREFIXES)
 _UNPREFIXED = re.compile(
     rb"^(?:request_success_total|e2e_request_latency_seconds|time_to_first_token_seconds|request_queue_time_seconds)"
     rb'\w*\{[^\n]*engine_type="',
@@ -71,6 +73,8 @@ _NEVER = {
     "preemptions_total": "TensorRT-LLM counts paused requests, not how often they were paused",
     "prompt_lengths": "TensorRT-LLM has no histogram of lengths",
     "output_lengths": "TensorRT-LLM has no histogram of lengths",
+    "inter_token_seconds": "TensorRT-LLM tells the mean of each request, not each token's time",
+    "step_tokens": "TensorRT-LLM does not tell the tokens of its steps",
 }
 _UNTOLD = {
     "model_path": "the page has no model_config_info",
@@ -240,7 +244,13 @@ def _rank_of_page(pages: Pages, rows: Rows) -> _Rank:
         generation_tokens_total=rows.value("generation_tokens_total", "generation_tokens_total"),
         prefix_queries_tokens_total=None if hits is None else prompt_tokens,
         prefix_hits_tokens_total=hits,
+        ttft_seconds=rows.histogram("ttft_seconds", _TTFT),
+        queue_seconds=rows.histogram("queue_seconds", _QUEUE),
+        prefill_seconds=rows.histogram("prefill_seconds", _PREFILL),
+        prompt_computed_tokens_total=None if prompt_tokens is None or hits is None else max(prompt_tokens - hits, 0.0),
+        finished_total=rows.value("finished_total", "request_success_total", pick=sum),
     )
+    rows.missing["prompt_computed_tokens_total"] = "prompt_cached_tokens_total or prompt_tokens_total is not told"
     missing = reasons_for(reading, rows.missing, _NEVER, {"progress": "the page changes only when a request finishes"})
     reading = replace(reading, missing=missing)
     return _Rank(reading, rows.positive("max_num_seqs", "max_num_active_requests"), rows.bad_values)
@@ -310,7 +320,13 @@ def _rank_of_record(hints: Hints, rank: str, model: str, record: Mapping[str, ob
         prefix_hits_tokens_total=None if misses is None else hits,
         progress=None if iteration is None else (iteration,),
     )
-    no_tokens = dict.fromkeys(("prompt_tokens_total", "generation_tokens_total"), "the records count no tokens")
+    no_tokens = dict.fromkeys(
+        ("prompt_tokens_total", "generation_tokens_total", "prompt_computed_tokens_total"),
+        "the records count no tokens",
+    )
+    no_tokens |= dict.fromkeys(
+        ("ttft_seconds", "queue_seconds", "prefill_seconds", "finished_total"), "the records tell of no single requests"
+    )
     reading = replace(reading, missing=reasons_for(reading, figures.missing, _NEVER, no_tokens))
     max_num_seqs = Figures().size("max_num_seqs", "maxNumActiveRequests", record.get("maxNumActiveRequests"))
     return _Rank(reading, max_num_seqs, figures.bad_values)
@@ -350,6 +366,10 @@ ENGINE = Engine(
         "prefix hits": "exact on the page from main of 2026, in tokens of finished requests; in the JSON records "
         "derived: blocks x block size",
         "length histograms": "unavailable: not published",
+        "latency histograms": "exact on the page, of requests that have finished: first token, queue, prefill",
+        "steps": "unavailable: their tokens are not published",
+        "computed prompts": "derived: prompt tokens - those found in the cache, on the page from main of 2026",
+        "finished requests": "exact on the page",
         "max length": "exact from main of 2026 where --max_seq_len was given; otherwise unavailable: not published",
         "KV dtype": "exact from main of 2026; otherwise unavailable: not published",
         "parallelism": "exact from main of 2026 (TP, PP); attention-parallel ranks only in the JSON records",

@@ -20,6 +20,7 @@ _CAPACITY = "batch_max_total_tokens"
 _RUNNING, _WAITING = "batch_current_size", "queue_size"
 # Prompts when they are accepted, outputs when they are finished.
 _PROMPTS, _OUTPUTS = "request_input_length", "request_generated_tokens"
+_QUEUE, _SUCCESS = "request_queue_duration", "request_success"
 # One each for every prefill and every decode step.
 _STEPS = ("batch_inference_count", "batch_inference_success")
 _WANTED = sample_names_of(
@@ -28,8 +29,9 @@ _WANTED = sample_names_of(
         _CAPACITY,
         _RUNNING,
         _WAITING,
+        _SUCCESS,
         *_STEPS,
-        *(name + suffix for name in (_PROMPTS, _OUTPUTS) for suffix in ("_bucket", "_sum", "_count")),
+        *(name + suffix for name in (_PROMPTS, _OUTPUTS, _QUEUE) for suffix in ("_bucket", "_sum", "_count")),
     ),
     _PREFIX,
 )
@@ -95,6 +97,8 @@ def _read_rank(rows: Rows, settings: Figures, model: str, info: Json, capacity_h
         generation_tokens_total=outputs.total if outputs is not None else None,
         prompt_lengths=prompts,
         output_lengths=outputs,
+        queue_seconds=rows.histogram("queue_seconds", _QUEUE),
+        finished_total=rows.value("finished_total", _SUCCESS, pick=sum),
         progress=tuple(figure for figure in steps if figure is not None) or None,
     )
     return replace(reading, missing=reasons_for(reading, _WHY, rows.missing, _WHY_NO_CAPACITY))
@@ -112,8 +116,20 @@ _WHY = {
     "preemptions_total": "TGI reserves, and so never preempts",
     "prompt_tokens_total": _NOT_YET,
     "generation_tokens_total": _NOT_YET,
+    "inter_token_seconds": "TGI tells the mean of each request, not each token's time",
 } | dict.fromkeys(
-    ("block_tokens", "num_blocks", "used_blocks", "prefix_queries_tokens_total", "prefix_hits_tokens_total"), _UNTOLD
+    (
+        "block_tokens",
+        "num_blocks",
+        "used_blocks",
+        "prefix_queries_tokens_total",
+        "prefix_hits_tokens_total",
+        "ttft_seconds",
+        "prefill_seconds",
+        "step_tokens",
+        "prompt_computed_tokens_total",
+    ),
+    _UNTOLD,
 )
 _WHY_NO_CAPACITY = {
     "capacity_tokens": "from 2.3 on TGI tells it only in its log; --max-batch-total-tokens sets it",
@@ -145,6 +161,10 @@ ENGINE = Engine(
         "preemptions": "unavailable: TGI reserves, and so never preempts",
         "prefix hits": "unavailable",
         "length histograms": "exact: prompts that were accepted, outputs that were finished",
+        "latency histograms": "exact for the queue; first tokens are not published, of single tokens only means",
+        "steps": "unavailable: counted without their tokens",
+        "computed prompts": "unavailable",
+        "finished requests": "exact",
         "max length": "exact (/info)",
         "KV dtype": "derived up to 2.2: the model's; from 2.3 unavailable",
         "parallelism": "unavailable; --tp tells it",

@@ -43,7 +43,18 @@ _NEVER = {
     "generation_tokens_total": "the backend counts no tokens",
     "prefix_queries_tokens_total": "the backend does not tell hits of the prefix cache",
     "prefix_hits_tokens_total": "the backend does not tell hits of the prefix cache",
-}
+} | dict.fromkeys(
+    (
+        "ttft_seconds",
+        "queue_seconds",
+        "prefill_seconds",
+        "inter_token_seconds",
+        "step_tokens",
+        "prompt_computed_tokens_total",
+        "finished_total",
+    ),
+    "the backend's gauges do not tell it",
+)
 _UNTOLD = dict.fromkeys(
     ("version", "model_path", "tp", "pp"), "Triton's metrics port does not tell it"
 ) | dict.fromkeys(("max_model_len", "kv_dtype"), "config.pbtxt tells it, Triton's metrics port does not")
@@ -161,6 +172,10 @@ ENGINE = Engine(
         "prefix hits": "unavailable: not published",
         "length histograms": "exact where the release has nv_llm_input_token_len and nv_llm_output_token_len; "
         "otherwise unavailable: not published",
+        "latency histograms": "unavailable: not published",
+        "steps": "unavailable: not published",
+        "computed prompts": "unavailable: not published",
+        "finished requests": "unavailable: not published",
         "max length": "unavailable: in config.pbtxt, state it",
         "KV dtype": "unavailable: in config.pbtxt, state it",
         "parallelism": "unavailable: not on the metrics port",

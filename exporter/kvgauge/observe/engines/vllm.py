@@ -36,9 +36,16 @@ _GENERATION_TOKENS = ("generation_tokens_total", "generation_tokens")
 _PREFIX_QUERIES = ("prefix_cache_queries_total", "prefix_cache_queries")
 _PREFIX_HITS = ("prefix_cache_hits_total", "prefix_cache_hits")
 _HISTOGRAMS = ("request_prompt_tokens", "request_generation_tokens")
+_TTFT, _QUEUE, _PREFILL = "time_to_first_token_seconds", "request_queue_time_seconds", "request_prefill_time_seconds"
+# The second name is that of releases before 0.11; in those between, both stand on the page.
+_INTER_TOKEN = ("inter_token_latency_seconds", "time_per_output_token_seconds")
+_STEP_TOKENS = "iteration_tokens_total"
+_LATENCIES = (_TTFT, _QUEUE, _PREFILL, *_INTER_TOKEN, _STEP_TOKENS)
+_PROMPTS_BY_SOURCE = ("prompt_tokens_by_source_total",)
+_FINISHED = ("request_success_total", "request_success")
 _SINGLE = ("num_requests_running", "num_requests_waiting", "num_requests_swapped", "engine_sleep_state")
 # Counts engine steps; the token counters stand still while a long prompt is computed in parts.
-_STEPS = "iteration_tokens_total_count"
+_STEPS = f"{_STEP_TOKENS}_count"
 _CONFIG = "cache_config_info"
 _START = "process_start_time_seconds"
 
@@ -51,6 +58,9 @@ _BASE_NAMES = (
     *_PREFIX_QUERIES,
     *_PREFIX_HITS,
     *(name + suffix for name in _HISTOGRAMS for suffix in ("_bucket", "_sum", "_count")),
+    *(name + suffix for name in _LATENCIES for suffix in ("_bucket", "_sum")),
+    *_PROMPTS_BY_SOURCE,
+    *_FINISHED,
     *_SINGLE,
     _STEPS,
     _CONFIG,
@@ -202,6 +212,7 @@ def _read_rank(
         rows.missing.pop("live_tokens", None)
     prompt_tokens = rows.value("prompt_tokens_total", *_PROMPT_TOKENS)
     generation_tokens = rows.value("generation_tokens_total", *_GENERATION_TOKENS)
+    hits = rows.value("prefix_hits_tokens_total", *_PREFIX_HITS)
     reading = RankReading(
         rank=rank,
         model=model,
@@ -221,9 +232,16 @@ def _read_rank(
         prompt_tokens_total=prompt_tokens,
         generation_tokens_total=generation_tokens,
         prefix_queries_tokens_total=rows.value("prefix_queries_tokens_total", *_PREFIX_QUERIES),
-        prefix_hits_tokens_total=rows.value("prefix_hits_tokens_total", *_PREFIX_HITS),
+        prefix_hits_tokens_total=hits,
         prompt_lengths=rows.histogram("prompt_lengths", "request_prompt_tokens"),
         output_lengths=rows.histogram("output_lengths", "request_generation_tokens"),
+        ttft_seconds=rows.histogram("ttft_seconds", _TTFT),
+        queue_seconds=rows.histogram("queue_seconds", _QUEUE),
+        prefill_seconds=rows.histogram("prefill_seconds", _PREFILL),
+        inter_token_seconds=rows.histogram("inter_token_seconds", *_INTER_TOKEN),
+        step_tokens=rows.histogram("step_tokens", _STEP_TOKENS),
+        prompt_computed_tokens_total=_computed(rows, prompt_tokens, hits),
+        finished_total=rows.value("finished_total", *_FINISHED, pick=sum),
         progress=_progress(rows.value("progress", _STEPS), prompt_tokens, generation_tokens, usage),
     )
     return replace(reading, missing=reasons_for(reading, _WHY, rows.missing))
@@ -240,7 +258,22 @@ _WHY = {
     "reclaimable_tokens": "vLLM counts reusable prefix blocks as free",
     "live_tokens": "this version of vLLM counts blocks, not tokens",
     "reserved_tokens": "vLLM does not reserve ahead",
+    "prompt_computed_tokens_total": "neither prompts by source nor hits of the prefix cache are counted in tokens",
 }
+
+
+def _computed(rows: Rows, prompt_tokens: float | None, hits: float | None) -> float | None:
+    """Prompt tokens that were computed: counted in newer releases (0.32), before that what the prefix cache had not.
+
+    The hits count when a request is admitted and the prompt when its first token comes, so that the difference lags
+    and may fall. `request_prefill_kv_computed_tokens` would not fall, but counts only when requests finish.
+    """
+    local = rows.where(lambda sample: sample.labels.get("source") == "local_compute")
+    computed = local.value("prompt_computed_tokens_total", *_PROMPTS_BY_SOURCE)
+    rows.bad_values += local.bad_values
+    if computed is not None or prompt_tokens is None or hits is None:
+        return computed
+    return max(prompt_tokens - hits, 0.0)
 
 
 def _progress(*figures: float | None) -> tuple[float, ...] | None:
@@ -305,6 +338,10 @@ ENGINE = Engine(
         "preemptions": "exact",
         "prefix hits": "exact from 0.9.2, in tokens",
         "length histograms": "exact, of requests that have finished",
+        "latency histograms": "exact: first token and each token; queue and prefill, of requests that have finished",
+        "steps": "exact, with their tokens (V1); those that yield no token are not counted",
+        "computed prompts": "exact with prompt_tokens_by_source (0.32); before, derived: prompt tokens - prefix hits",
+        "finished requests": "exact, whatever the reason",
         "max length": "exact (/v1/models), or derived from the labels from 0.24",
         "KV dtype": "exact",
         "parallelism": "exact for data parallelism; --tp, --pp or the agent tell the rest",
