@@ -102,6 +102,14 @@ def test_the_engines_step_is_the_models() -> None:
         assert getattr(spec.step_cost, name) == pytest.approx(getattr(cost, name)), name
 
 
+def test_windows_cost_a_step_by_the_tokens_of_a_usual_request() -> None:
+    kinds = ["full_attention"] * 16 + ["sliding_attention"] * 16
+    windows = {**LLAMA_8B, "model_type": "olmo3", "layer_types": kinds, "sliding_window": 1024}
+    full = engine_spec(LLAMA).kv_bytes_per_token
+    some = engine_spec(replace(LLAMA, config=windows)).kv_bytes_per_token
+    assert (full, some) == (131_072, 131_072 * (1 + 1024 / 4096) / 2)
+
+
 def test_a_path_is_read_as_an_inline_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
     assert engine_spec(replace(LLAMA, config=None, model=str(tmp_path))) == engine_spec(LLAMA)

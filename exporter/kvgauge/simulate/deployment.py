@@ -2,7 +2,8 @@
 
 The pool and the weights are those that `kvgauge plan` gives for the same case; the step's cost is `kvmodel.step_cost`,
 put back into the engine's physical fields. Any figure that is known better may be given and replaces the derived one.
-Windows and state are in the pool's size but not in the steps: `EngineSpec` has no cost per sequence.
+`EngineSpec` has no cost per sequence: what full windows and state cost a step is spread over the tokens of a usual
+request.
 """
 
 from collections.abc import Mapping
@@ -54,6 +55,7 @@ _MAX_NUM_SEQS = 256
 _MAX_NUM_BATCHED_TOKENS = 8192
 _BLOCK_TOKENS = 16
 _NULL_BLOCK = 1
+_USUAL_TOKENS = 4096
 _FABRIC = ("v100", "a100", "a800", "h20", "h100", "h200", "h800", "gh200", "b200", "b300", "gb200", "gb300", "mi")
 """Beginnings of the names of cards that are joined all to all, `-pcie` and `-nvl` boards apart."""
 
@@ -228,7 +230,7 @@ def _from_model(deployment: Deployment) -> _Physics:
         longest_tokens=architecture.max_position_embeddings,
         max_num_seqs=planned.max_num_seqs,
         kv_bytes_per_token=deployment.kv_bytes_per_token
-        or round(architecture.growth_bytes_per_token(deployment.kv_dtype or "auto", deployment.tp)),
+        or round(architecture.bytes_at(_USUAL_TOKENS, deployment.kv_dtype or "auto", deployment.tp) / _USUAL_TOKENS),
         weights_bytes=planned.weights_bytes,
         parameters=active,
         bandwidth_bytes_per_second=deployment.bandwidth_bytes_per_second or reached,
