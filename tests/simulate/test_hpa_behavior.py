@@ -100,6 +100,7 @@ def test_up_limit(current: int, policies: tuple[tuple[str, int], ...], select: s
         (100, (("Pods", 5),), "Disabled", 100),
         (5, (("Percent", 30),), "Max", 3),  # 3.5, cut
         (3, (("Pods", 5),), "Max", -2),
+        (3, (("Percent", 150),), "Max", -1),  # cut, not rounded down
     ],
 )
 def test_down_limit(current: int, policies: tuple[tuple[str, int], ...], select: str, expected: int) -> None:
@@ -196,6 +197,8 @@ def test_an_old_change_gives_way_to_a_new_one_and_only_one_does() -> None:
     assert [event.change for event in entries] == [5, 4, 3]
     remember(entries, ScaleEvent(NOW, 6), NOW - 60)
     assert [event.change for event in entries] == [5, 4, 3, 6]
+    remember(entries, ScaleEvent(NOW, 7), NOW - 5)
+    assert [event.change for event in entries] == [5, 4, 3, 6, 7]
 
 
 def test_growth_forgotten_by_its_own_policies_still_counts_for_a_longer_one_of_shrinking() -> None:

@@ -111,8 +111,8 @@ def test_a_target_above_the_request_fills_missing_pods_up_to_the_target() -> Non
 
 
 def test_a_change_that_missing_pods_would_turn_round_is_dropped() -> None:
-    # Two at 90 % of 70 ask for 3; with one idle pod it is 60 %, which asks for less.
-    assert ask(ResourceMetric(70, by_pod(900, 900, None), 1000), ready_pods(3)) == 3
+    # Two at 90 % of 80 ask for 3; with three idle ones it is 36 %, which asks for fewer than there are.
+    assert ask(ResourceMetric(80, by_pod(900, 900, None, None, None), 1000), ready_pods(5)) == 5
     # One at 10 % of 30; with a full pod 55 %, which asks for more.
     assert ask(ResourceMetric(30, by_pod(100, None), 1000), ready_pods(2)) == 2
 
@@ -133,7 +133,7 @@ def test_unready_pods_only_damp_scaling_up() -> None:
     starting = [Pod("p2", "Pending", ready=False), Pod("p3", "Pending", ready=None)]
     pods = ready_pods(2) + starting
     assert ask(PodsMetric("load", 1000, by_pod(3000, 3000)), pods) == 6
-    assert ask(PodsMetric("load", 1000, by_pod(1900, 1900)), pods) == 4  # 0.95 with the two, left alone
+    assert ask(PodsMetric("load", 1000, by_pod(2200, 2200)), pods) == 4  # 1.1 with the two: left alone
     assert ask(PodsMetric("load", 1000, by_pod(300, 300)), pods) == 1
 
 
