@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -173,6 +174,29 @@ def test_ramps_speed_up_from_nothing() -> None:
     assert gaps[-1] == pytest.approx(0.1, rel=0.01)
 
 
+def test_a_cut_load_is_the_beginning_of_the_whole() -> None:
+    whole = _load([Steady(10, 2), Ramp(10, 2, 8)], "poisson")
+    cut = replace(whole, cut_seconds=14)
+    assert (whole.duration_seconds, cut.duration_seconds) == (20, 14)
+    assert list(cut.requests()) == [one for one in whole.requests() if one.arrival_seconds < 14]
+    assert replace(whole, cut_seconds=99).duration_seconds == 20
+
+
+@given(any_stage.filter(lambda stage: stage.expected_requests > 1 or not stage.expected_requests), st.floats(0.1, 10))
+def test_scaled_stages_bring_so_many_times_the_requests(stage: Stage, scale: float) -> None:
+    scaled = stage.scaled(scale)
+    assert scaled.seconds == stage.seconds
+    assert scaled.expected_requests == pytest.approx(scale * stage.expected_requests, rel=1e-6, abs=1e-9)
+    half = stage.expected_requests / 2
+    assert scaled.seconds_until(scale * half) == pytest.approx(stage.seconds_until(half), rel=1e-3, abs=0.5)
+
+
+def test_a_scaled_load_scales_all_its_stages() -> None:
+    load = _load([Steady(10, 2), Steady(10, 4)])
+    assert load.scaled(2).stages == (Steady(10, 4), Steady(10, 8))
+    assert len(_arrivals(load.scaled(2))) == 120
+
+
 nan = float("nan")
 
 
@@ -193,6 +217,8 @@ nan = float("nan")
         (lambda: Normal(5, nan), "deviation_tokens must be"),
         (lambda: Lognormal(nan, 1), "median_tokens must be"),
         (lambda: Lognormal(5, 6), "sigma must be from 0 to 5, not 6"),
+        (lambda: _load([Steady(1, 1)], "often"), "arrivals must be constant or poisson, not 'often'"),
+        (lambda: replace(_load([Steady(1, 1)]), cut_seconds=0), "cut_seconds must be above 0, not 0"),
         (lambda: _load([]), "stages must bring up to 5000000 requests, not 0"),
         (lambda: _load([Steady(10, 0)]), "stages must bring up to 5000000 requests, not 0"),
         (lambda: _load([Steady(100, 99_999)]), r"stages must bring up to 5000000 requests, not 9.9999e\+06"),

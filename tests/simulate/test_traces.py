@@ -390,5 +390,5 @@ def test_a_day_of_requests_is_read_in_seconds(tmp_path: Path) -> None:
     trace = read_trace(path)
     taken = time.process_time() - begin
     assert len(trace.recorded) == 100_000
-    # 0.45 s on one core of 2023; the bound is for a machine that is slow and busy.
+    # Half a second of processor time where this was written; the bound is for a machine that is slow and busy.
     assert taken < 4

@@ -3,8 +3,9 @@
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Literal, Protocol, Self
 
 from kvgauge.simulate.load import Lengths
 from kvgauge.simulate.spec import Request
@@ -34,6 +35,9 @@ class Stage(Protocol):
     def seconds_until(self, expected: float) -> float:
         """Seconds into the stage at which `expected` arrivals have come on average; 0 <= expected <= all of them."""
 
+    def scaled(self, scale: float) -> Self:
+        """The same with its rates times `scale`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Steady:
@@ -53,7 +57,11 @@ class Steady:
 
     def seconds_until(self, expected: float) -> float:
         """Seconds into the stage."""
-        return expected / self.requests_per_second
+        return min(expected / self.requests_per_second, self.seconds) if expected else 0.0
+
+    def scaled(self, scale: float) -> Self:
+        """The same at `scale` times the rate."""
+        return replace(self, requests_per_second=scale * self.requests_per_second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,11 @@ class Ramp:
         slope = (self.end_requests_per_second - self.begin_requests_per_second) / self.seconds
         root = math.sqrt(max(self.begin_requests_per_second**2 + 2 * slope * expected, 0.0))
         return min(2 * expected / (self.begin_requests_per_second + root), self.seconds) if expected else 0.0
+
+    def scaled(self, scale: float) -> Self:
+        """The same with both rates times `scale`."""
+        begin, end = scale * self.begin_requests_per_second, scale * self.end_requests_per_second
+        return replace(self, begin_requests_per_second=begin, end_requests_per_second=end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +141,10 @@ class Sine:
             if not low < at < high:
                 at = (low + high) / 2
         return at
+
+    def scaled(self, scale: float) -> Self:
+        """The same at `scale` times the mean rate, its swing in proportion."""
+        return replace(self, requests_per_second=scale * self.requests_per_second)
 
     def _rate(self, at: float) -> float:
         turn = 2 * math.pi * (at / self.period_seconds + self.shift_ratio)
@@ -233,23 +250,36 @@ class StagedLoad:
     outputs: TokenCounts
     arrivals: Arrivals = "constant"
     seed: int = 1
+    cut_seconds: float | None = None
+    """Where the load ends, if before its stages do."""
 
     def __post_init__(self) -> None:
+        if self.arrivals not in {"constant", "poisson"}:
+            raise ValueError(f"arrivals must be constant or poisson, not {self.arrivals!r}")
+        if self.cut_seconds is not None and not self.cut_seconds > 0:
+            raise ValueError(f"cut_seconds must be above 0, not {self.cut_seconds}")
         expected = sum(stage.expected_requests for stage in self.stages)
         if not 0 < expected <= MAX_REQUESTS:
             raise ValueError(f"stages must bring up to {MAX_REQUESTS} requests, not {expected:g}")
-        if self.duration_seconds > _MAX_SECONDS:
-            raise ValueError(f"stages must last a year at most, not {self.duration_seconds:g} seconds")
+        total = sum(stage.seconds for stage in self.stages)
+        if total > _MAX_SECONDS:
+            raise ValueError(f"stages must last a year at most, not {total:g} seconds")
 
     @property
     def duration_seconds(self) -> float:
-        """All stages together."""
-        return sum(stage.seconds for stage in self.stages)
+        """All stages together, or up to the cut."""
+        total = sum(stage.seconds for stage in self.stages)
+        return total if self.cut_seconds is None else min(total, self.cut_seconds)
+
+    def scaled(self, scale: float) -> "StagedLoad":
+        """The same with all rates times `scale`. Raises ValueError where that is too many requests."""
+        return replace(self, stages=tuple(stage.scaled(scale) for stage in self.stages))
 
     def requests(self) -> Iterator[Request]:
         """The requests in order of arrival, drawn anew each time, always the same ones."""
         source = random.Random(f"lengths {self.seed}")  # noqa: S311 - a load that can be repeated, not a secret
-        for at in _arrivals(self.stages, self.arrivals, self.seed):
+        end = math.inf if self.cut_seconds is None else self.cut_seconds
+        for at in takewhile(lambda at: at < end, _arrivals(self.stages, self.arrivals, self.seed)):
             yield Request(at, self.prompts.draw(source), self.outputs.draw(source))
 
 
