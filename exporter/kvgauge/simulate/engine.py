@@ -13,10 +13,11 @@ of vLLM 0.32's scheduler for one full-attention cache group:
 - with prefix caching, leading blocks of the prompt that are cached are not computed again.
 
 Each decoding sequence gains exactly one token a step, so when it needs its next block and when it ends are known the
-moment it starts decoding. Between two events (an arrival, an end, a chunk of prefill, a pool run empty) the steps follow
-a straight line in time and are taken in one leap, in closed form.
+moment it starts decoding. Between two events (an arrival, an end, a chunk of prefill, a pool run empty) the steps
+follow a straight line in time and are taken in one leap, in closed form.
 """
 
+import itertools
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -61,6 +62,10 @@ class EngineState:
     """Tokens stored by running sequences, those that several share counted once: what the used blocks hold."""
     cached_blocks: int
     """Blocks that no sequence holds and that still hold a reusable prefix."""
+    waiting_tokens: int
+    """Prompt tokens still to prefill, of those that wait and of the one whose prefill has begun."""
+    busy_seconds_total: float
+    """Time in which some step was under way, that of the present step whole."""
     steps_total: int
     preemptions_total: int
     recomputed_tokens_total: int
@@ -159,6 +164,7 @@ class PagedEngine:
         self._read_tokens = 0
         self._shared_tokens = 0
         self._prefix = PrefixCache(spec.block_tokens) if spec.prefix_caching else None
+        self._busy_seconds = 0.0
         self._steps = 0
         # Decoding sequences by the step (modulo block_tokens) at which they need their next block.
         self._block_due = [0] * spec.block_tokens
@@ -255,6 +261,8 @@ class PagedEngine:
             waiting=len(self._waiting) + arrived,
             used_blocks=self.spec.usable_blocks - self._free_blocks,
             live_tokens=self._read_tokens - self._shared_tokens,
+            waiting_tokens=self._tokens_to_prefill(),
+            busy_seconds_total=self._busy_seconds,
             cached_blocks=self._prefix.idle_blocks if self._prefix is not None else 0,
             steps_total=self._steps,
             preemptions_total=self._preemptions,
@@ -274,6 +282,14 @@ class PagedEngine:
             queue_seconds=self._queue.snapshot(),
             e2e_seconds=self._e2e.snapshot(),
         )
+
+    def _tokens_to_prefill(self) -> int:
+        begun = self._prefilling.known - self._prefilling.stored if self._prefilling is not None else 0
+        arrived = sum(
+            request.prompt_tokens
+            for request in itertools.takewhile(lambda request: request.arrival_seconds <= self._now, self._arrivals)
+        )
+        return begun + arrived + sum(sequence.known for sequence in self._waiting)
 
     def _stored(self, sequence: _Sequence) -> int:
         return sequence.stored if sequence.anchor is None else sequence.anchor + self._steps
@@ -325,7 +341,9 @@ class PagedEngine:
         first = cost.seconds(self._read_tokens + decodes, decodes)
         slope = cost.kv_token_seconds * decodes
         self._take(self._blocks_due(self._steps, steps))
-        self._clock += self._leap_seconds(steps, decodes)
+        seconds = self._leap_seconds(steps, decodes)
+        self._clock += seconds
+        self._busy_seconds += seconds
         self._steps += steps
         self._read_tokens += decodes * steps
         self._generation_tokens_total += decodes * steps
@@ -386,6 +404,7 @@ class PagedEngine:
         self._steps = number + 1
         self._read_tokens += decodes + prefill_tokens
         seconds = self._cost.seconds(self._read_tokens, decodes + prefill_tokens, self._pairs)
+        self._busy_seconds += seconds
         self._step_tokens.observe(decodes + prefill_tokens)
         self._in_flight = _Step(number, decodes, prefilled, self._clock, seconds)
 

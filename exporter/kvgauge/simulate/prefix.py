@@ -1,8 +1,8 @@
 """The prefix cache of a simulated engine: blocks that outlive their sequences until somebody needs the room.
 
-Kept by the units in which a trace names its prompts' blocks, each a whole number of the engine's. The rules are those of
-vLLM 0.32's block pool: a block that no live sequence holds stays findable and counts as free, the one longest unused is
-given away first, and a prompt is never found whole, since its last token must be computed to go on.
+Kept by the units in which a trace names its prompts' blocks, each a whole number of the engine's. The rules are those
+of vLLM 0.32's block pool: a block that no live sequence holds stays findable and counts as free, the one longest unused
+is given away first, and a prompt is never found whole, since its last token must be computed to go on.
 """
 
 from collections import OrderedDict
