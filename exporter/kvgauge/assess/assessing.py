@@ -16,6 +16,7 @@ from kvgauge.assess.forecasting import (
     forecast_pool,
 )
 from kvgauge.assess.records import Assessment, ComponentPrediction, GpuAssessment, PoolAssessment
+from kvgauge.assess.speed import StepForecast, StepQuestion, forecast_steps
 from kvgauge.assess.waste import ESTIMATED, MEASURED, Pool, usual_tokens, wastes
 from kvgauge.observe.merging import books_of, head_of
 from kvgauge.observe.records import AgentReading, EngineReading, GpuReading, ModelReading, Observation, RankReading
@@ -50,7 +51,7 @@ def assess(observation: Observation, flags: EngineFlags, memo: Memo | None = Non
         missing["tp"] = f"{len(gpus)} GPUs are visible and --tp does not say how many share the model"
     if model is None:
         missing["model"] = next((state.message or "" for state in observation.sources if state.source == "model"), "")
-    forecast, kind = MemoryForecast(), ""
+    forecast, kind, steps = MemoryForecast(), "", StepForecast(None, "the engine is not read")
     pools: tuple[PoolAssessment, ...] = ()
     if engine is not None:
         kind, gpu = _kind(engine, observation.agent), _smallest(gpus)
@@ -69,6 +70,9 @@ def assess(observation: Observation, flags: EngineFlags, memo: Memo | None = Non
             )
             for rank in engine.ranks
         )
+        steps = memo.answer(forecast_steps, _step_question(kind, engine, model, gpu, flags))
+    if steps.why_not:
+        missing["step_cost"] = steps.why_not
     return Assessment(
         observation=observation,
         tp=flags.tp,
@@ -81,6 +85,7 @@ def assess(observation: Observation, flags: EngineFlags, memo: Memo | None = Non
         max_num_seqs=flags.max_num_seqs,
         max_num_batched_tokens=flags.max_num_batched_tokens,
         kind=kind,
+        step_cost=steps.cost,
     )
 
 
@@ -156,6 +161,20 @@ def _pool_question(
         capacity_tokens=rank.capacity_tokens,
         block_tokens=rank.block_tokens,
         num_blocks=rank.num_blocks,
+    )
+
+
+def _step_question(
+    kind: str, engine: EngineReading, model: ModelReading | None, gpu: GpuReading | None, flags: EngineFlags
+) -> StepQuestion:
+    return StepQuestion(
+        kind=kind,
+        model=model,
+        gpu_name=gpu.name if gpu is not None else None,
+        mig=gpu.mig if gpu is not None else "",
+        tp=flags.tp,
+        pp=flags.pp or 1,
+        kv_dtype=engine.kv_dtype,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kvgauge.observe.records import Observation
+from kvmodel.latency import StepCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +126,5 @@ class Assessment:
     """The engine whose rules hold: of one that wraps another, the other, where that is told."""
     warnings: tuple[str, ...] = ()
     """What drifts, each in a sentence."""
+    step_cost: StepCost | None = None
+    """What the engine's steps should take, by its model and its GPU alone; `missing` says why it is not known."""

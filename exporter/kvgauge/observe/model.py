@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kvgauge.observe.records import ModelReading, SourceError
-from kvmodel import ModelError, load_architecture, read_weights
+from kvmodel import ModelError, count_parameters, load_architecture, load_config, read_weights
 
 RETRY_SECONDS = 30.0
 """A model that could not be read is tried again this much later: its volume may be mounted late."""
@@ -66,6 +66,12 @@ def _read(path: str) -> ModelReading | SourceError:
     try:
         # A config.json stands beside the files of its weights; a GGUF file holds its own.
         beside = place.is_file() and place.suffix == ".json"
-        return ModelReading(path, architecture, read_weights(place.parent if beside else place))
+        weights, missing = read_weights(place.parent if beside else place), {}
     except (ModelError, OSError) as error:
-        return ModelReading(path, architecture, None, {"weights": str(error)})
+        weights, missing = None, {"weights": str(error)}
+    active = None
+    try:
+        active = count_parameters(load_config(place)).active
+    except (ModelError, OSError) as error:
+        missing["active_parameters"] = str(error)
+    return ModelReading(path, architecture, weights, missing, active)

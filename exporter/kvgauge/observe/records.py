@@ -158,6 +158,8 @@ class ModelReading:
     architecture: Architecture
     weights: Weights | None
     missing: Mapping[str, str] = field(default_factory=dict)
+    active_parameters: int | None = None
+    """Parameters that one token passes through, counted from the config: all, but of experts those it is sent to."""
 
 
 @dataclass(frozen=True, slots=True)

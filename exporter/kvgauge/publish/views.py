@@ -17,6 +17,7 @@ from kvgauge.observe.records import (
     Observation,
     SourceState,
 )
+from kvmodel.latency import StepCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class ModelView:
     dtype: str
     num_layers: int
     parameters: int | None
+    active_parameters: int | None
+    """Those that one token passes through."""
     weights_bytes: int | None
     missing: Mapping[str, str]
 
@@ -58,6 +61,8 @@ class AssessmentView:
     allocators: tuple[AllocatorAssessment, ...]
     max_num_seqs: int | None
     max_num_batched_tokens: int | None
+    step_cost: StepCost | None
+    """What a step of the engine should take, by what is in it, before anything is seen of it."""
     warnings: tuple[str, ...]
     """What drifts, each in a sentence."""
     missing: Mapping[str, str]
@@ -116,6 +121,7 @@ def _model_view(model: ModelReading) -> ModelView:
         dtype=model.architecture.dtype,
         num_layers=model.architecture.num_layers,
         parameters=model.weights.parameters if model.weights is not None else None,
+        active_parameters=model.active_parameters,
         weights_bytes=model.weights.total_bytes if model.weights is not None else None,
         missing=model.missing,
     )
