@@ -223,7 +223,7 @@ class Fleet:
 
     def _hand_over(self, request: Request, now: float) -> None:
         due = self._due
-        while due and due[0][0] <= now:
+        while due and due[0][0] < now:
             _, _, version, pod = heapq.heappop(due)
             if version == pod.version and pod.gone is None:
                 self._advance(pod, now)
