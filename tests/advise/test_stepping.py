@@ -171,6 +171,14 @@ def test_another_roofline_begins_anew() -> None:
     assert learner.model().cost == TRUE
 
 
+def test_a_roofline_that_cannot_be_asked_for_a_while_stays() -> None:
+    learner, prior = StepLearner(), wrong(TRUE, 1.3, 1.3)
+    for at, rank in readings(mixed, minutes=2):
+        learner.observe((rank,), at, None if 60 < at < 90 else prior)
+    model = learner.model()
+    assert (model.memory_scale, model.compute_scale) == pytest.approx((1.3, 1.3), rel=0.03)
+
+
 def test_an_engine_that_begins_to_count_anew_is_learned_on() -> None:
     first = list(readings(mixed, minutes=2))
     again = [(at + 125, rank) for at, rank in readings(mixed, minutes=2, seed=7)]

@@ -15,7 +15,7 @@ the other.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kvgauge.advise.stepping_records import Counters, StepRecord, Window, counters_of, mean_position_of
 from kvgauge.observe.records import Observation, RankReading
@@ -103,11 +103,13 @@ class StepLearner:
         self._last: dict[str, tuple[float, Counters]] = {}
         self._open: dict[str, Window] = {}
         self._lately = Window()
-        self._cost = _cost_of(record.prior) if record.prior else None
+        self._cost = StepCost(*record.prior) if record.prior else None
         self._chunk_tokens = _CHUNK_TOKENS
         self._positioned_seconds = -math.inf
         self._mean_position = 0.0
-        self._scales = self._solved()
+        self._scales: tuple[float, float] | None = None
+        self._calibrated: StepCost | None = None
+        self._solve()
 
     def observe(
         self,
@@ -116,12 +118,13 @@ class StepLearner:
         prior: StepCost | None,
         max_num_batched_tokens: int | None = None,
     ) -> None:
-        """One reading, taken at `at_seconds`. `prior` is what the roofline says, None where it cannot be asked; another
-        one than before begins anew."""
-        key = _key_of(prior)
-        if key != self._prior:
-            self._forget(key)
-        self._cost = prior
+        """One reading, taken at `at_seconds`. `prior` is what the roofline says; another one than before begins anew.
+        None: it cannot be asked, perhaps only now, so one that was known stays."""
+        if prior is not None and prior is not self._cost:
+            key = _key_of(prior)
+            self._cost = prior
+            if key != self._prior:
+                self._forget(key)
         self._chunk_tokens = float(max_num_batched_tokens or _CHUNK_TOKENS)
         for rank in ranks:
             self._observe_rank(rank, at_seconds)
@@ -138,27 +141,28 @@ class StepLearner:
 
     def model(self) -> StepModel:
         """What is known now."""
-        cost, why_not = self._calibrated()
-        seen = self._windows > 0
-        error = math.sqrt(self._variance() / WINDOW_SECONDS) if seen else None
-        scales = self._scales if self._cost is not None else None
-        model = StepModel(
+        cost, lately = self._calibrated, self._lately
+        scales = self._scales if self._cost is not None and cost is not None else None
+        busy, prefill, tokens, rate = _facts(lately, cost, self._chunk_tokens)
+        return StepModel(
             cost=cost,
-            why_not=why_not,
+            why_not=self._why_not() if cost is None else None,
             memory_scale=scales[0] if scales is not None else None,
             compute_scale=scales[1] if scales is not None else None,
             busy_seconds=self._busy_seconds,
-            error_ratio=error,
+            error_ratio=math.sqrt(self._variance() / WINDOW_SECONDS) if self._windows > 0 else None,
+            busy_ratio=busy,
+            prefill_ratio=prefill,
+            tokens_per_second=tokens,
+            prefill_tokens_per_second=rate,
         )
-        return model if self._lately.elapsed <= 0 else _with_facts(model, self._lately, self._chunk_tokens)
 
     def _forget(self, key: tuple[float, ...]) -> None:
         self._prior = key
         self._sums = [0.0] * 5
         self._squares = self._windows = self._busy_seconds = 0.0
         self._open.clear()
-        self._scales = None
-        self._scales = self._solved()
+        self._solve()
 
     def _observe_rank(self, rank: RankReading, at_seconds: float) -> None:
         now = counters_of(rank)
@@ -232,19 +236,16 @@ class StepLearner:
         for at, value in enumerate((x * x, x * y, y * y, x, y)):
             self._sums[at] = self._sums[at] * fade + weight * value
         self._busy_seconds = self._busy_seconds * fade + weight
-        self._scales = self._solved()
+        self._solve()
         if self._scales is not None:
             off = 1 - (self._scales[0] * x + self._scales[1] * y)
             self._squares = self._squares * fade + weight * off * off
             self._windows = self._windows * fade + 1
-            self._scales = self._solved()
+            self._solve()
 
     def _variance(self) -> float:
         """Of one second's window: square of its relative error."""
         return (self._squares + _USUAL_WINDOWS * _USUAL_VARIANCE) / (self._windows + _USUAL_WINDOWS)
-
-    def _solved(self) -> tuple[float, float] | None:
-        return self._corrected() if self._prior else self._line()
 
     def _corrected(self) -> tuple[float, float]:
         xx, xy, yy, x, y = self._sums
@@ -269,23 +270,25 @@ class StepLearner:
         fixed, token = (x * yy - y * xy) / determinant, (y * xx - x * xy) / determinant
         return (fixed, token) if fixed > 0 and token > 0 else None
 
-    def _calibrated(self) -> tuple[StepCost | None, str | None]:
-        if self._scales is None:
-            if self._busy_seconds < _LINE_SECONDS:
-                return None, "no roofline of model and card is known, and too little busy time was seen to do without"
-            return None, "no roofline of model and card is known, and the load was too even to tell steps from tokens"
-        a, b = self._scales
-        cost = self._cost or _BARE
-        return (
-            StepCost(
+    def _solve(self) -> None:
+        """Scales and cost from the sums."""
+        self._scales = self._corrected() if self._prior else self._line()
+        self._calibrated = None
+        if self._scales is not None:
+            a, b = self._scales
+            cost = self._cost or _BARE
+            self._calibrated = StepCost(
                 fixed_seconds=a * cost.fixed_seconds,
                 kv_token_seconds=a * cost.kv_token_seconds,
                 token_seconds=b * cost.token_seconds,
                 pair_seconds=b * cost.pair_seconds,
                 sequence_seconds=a * cost.sequence_seconds,
-            ),
-            None,
-        )
+            )
+
+    def _why_not(self) -> str:
+        if self._busy_seconds < _LINE_SECONDS:
+            return "no roofline of model and card is known, and too little busy time was seen to do without"
+        return "no roofline of model and card is known, and the load was too even to tell steps from tokens"
 
 
 def _is_busy(before: Counters, now: Counters, elapsed: float, piece: Window) -> bool:
@@ -304,22 +307,21 @@ def _is_busy(before: Counters, now: Counters, elapsed: float, piece: Window) -> 
     return piece.decode_seconds / piece.decodes * piece.steps >= 0.9 * elapsed
 
 
-def _with_facts(model: StepModel, lately: Window, chunk_tokens: float) -> StepModel:
-    busy = prefill = rate = None
-    if model.cost is not None:
-        cost = model.cost
-        busy = min(max(sum(lately.parts(cost)), 0.0) / lately.elapsed, 1.0)
-        one = cost.token_seconds + lately.position * cost.pair_seconds
-        prefill = min(max(lately.prefills, 0.0) * one / lately.elapsed, 1.0)
-        one += cost.fixed_seconds / chunk_tokens
-        rate = 1 / one if one > 0 else None
-    return replace(
-        model,
-        busy_ratio=busy,
-        prefill_ratio=prefill,
-        tokens_per_second=max(lately.tokens, 0.0) / lately.elapsed,
-        prefill_tokens_per_second=rate,
-    )
+def _facts(
+    lately: Window, cost: StepCost | None, chunk_tokens: float
+) -> tuple[float | None, float | None, float | None, float | None]:
+    """(share of time busy, share of time in prefill, tokens/s, prefill tokens/s if alone)."""
+    elapsed = lately.elapsed
+    if elapsed <= 0:
+        return None, None, None, None
+    tokens_per_second = max(lately.tokens, 0.0) / elapsed
+    if cost is None:
+        return None, None, tokens_per_second, None
+    busy = min(max(sum(lately.parts(cost)), 0.0) / elapsed, 1.0)
+    one = cost.token_seconds + lately.position * cost.pair_seconds
+    prefill = min(max(lately.prefills, 0.0) * one / elapsed, 1.0)
+    one += cost.fixed_seconds / chunk_tokens
+    return busy, prefill, tokens_per_second, 1 / one if one > 0 else None
 
 
 def _bounded(scale: float) -> float:
@@ -336,10 +338,6 @@ def _key_of(cost: StepCost | None) -> tuple[float, ...]:
         cost.pair_seconds,
         cost.sequence_seconds,
     )
-
-
-def _cost_of(key: tuple[float, ...]) -> StepCost:
-    return StepCost(*key)
 
 
 __all__ = ["StepLearner", "StepModel", "StepRecord", "reading_seconds"]
