@@ -24,7 +24,10 @@ FULL_RATIO = 0.3
 """Share of time for which the pool may be too full for all to be in at once."""
 _FULL_DEVIATIONS = 0.5244
 """Standard deviations that a normal variable exceeds with FULL_RATIO."""
-_MOST_VICTIMS = 64
+_VICTIMS = 1.8
+"""Different requests thrown out for each crossing: the others grow on while the sum stays near the pool's end. Measured
+on simulated engines: 2.2 where the moments are exact, which gives the share within a factor of 1.5 (root mean square)
+over 16 mixes in which 0.2 to 6 % were preempted; from histograms, which show a little too much spread, 1.8."""
 _MOST_REQUESTS = 1 << 20
 
 
@@ -58,29 +61,16 @@ def safe_requests(resident: Resident, pool_slots: float, longest_slots: float | 
 
 
 def preempted_ratio(resident: Resident, requests: int, pool_slots: float) -> float:
-    """Share of requests that are thrown out at least once, with `requests` in flight all the time.
-
-    A crossing is seldom one victim: between two departures the others grow by g, and until the sum is drawn back over
-    a standard deviation or so, it goes up about as often as down. Such a walk rises to depth D with chance g/D. Victims
-    are the last admitted, j of which hold D_j = j s + j^2 g / 2n. The same ones are hit again and again, so that the
-    number of different ones goes with the root of it: this last step is not derived, but what simulated engines show.
-    """
+    """Share of requests that are thrown out at least once, with `requests` in flight all the time: crossings per
+    request (see above), and `_VICTIMS` for each."""
     if requests < 1:
         return 0.0
-    growth, prompt = resident.growth_slots, max(resident.prompt_slots, 1.0)
     deviation = math.sqrt(requests * resident.variance_slots2)
     margin = pool_slots - requests * resident.mean_slots
     if deviation < 1e-9 * pool_slots:
         return 0.0 if margin >= 0 else 1.0
-    deepest = deviation / max(margin / deviation, 1.0)
-    victims = 1.0
-    for number in range(1, _MOST_VICTIMS):
-        depth = number * prompt + number**2 * growth / (2 * requests)
-        if depth > deepest:
-            break
-        victims += min(growth / depth, 1.0)
     skewness = resident.third_slots3 * requests / deviation**3
-    return min(growth * _density(margin / deviation, skewness) / deviation * math.sqrt(victims), 1.0)
+    return min(_VICTIMS * resident.growth_slots * _density(margin / deviation, skewness) / deviation, 1.0)
 
 
 def _full_slots(resident: Resident, requests: int) -> float:
