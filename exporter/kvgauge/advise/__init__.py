@@ -1,6 +1,7 @@
 """What to do about it: an `Assessment` and the recent past become `Advice`."""
 
 from kvgauge.advise.advising import Advice, LengthSummary, Limit, advise
+from kvgauge.advise.demand import Demand, read_demand
 from kvgauge.advise.history import History
 
-__all__ = ["Advice", "History", "LengthSummary", "Limit", "advise"]
+__all__ = ["Advice", "Demand", "History", "LengthSummary", "Limit", "advise", "read_demand"]

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kvgauge.advise.demand import Demand
 from kvgauge.advise.history import History, quantile
 from kvgauge.assess import Assessment, PoolAssessment
 from kvgauge.observe.records import Histogram, Observation
@@ -65,6 +66,8 @@ class Advice:
     terms: Mapping[str, int | float | str | None]
     prompt_tokens: LengthSummary | None
     output_tokens: LengthSummary | None
+    demand: Demand | None = None
+    """What a fleet is reckoned with; None while no length is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,13 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
 
 from kvgauge import __version__
-from kvgauge.advise import Advice
 from kvgauge.publish.board import Board, Published
 from kvgauge.publish.views import (
+    AdviceView,
     AssessmentView,
     HistoryPoint,
     ObservationView,
+    advice_view,
     assessment_view,
     observation_view,
 )
@@ -98,9 +99,9 @@ def _api(board: Board) -> APIRouter:
         return assessment_view(_current(board).snapshot.assessment)
 
     @router.get("/advice", responses=_STALE)
-    async def advice() -> Advice:
+    async def advice() -> AdviceView:
         """How many requests may run together, and how near the pod is to it."""
-        return _current(board).snapshot.advice
+        return advice_view(_current(board).snapshot.advice)
 
     @router.get("/history")
     async def history() -> list[HistoryPoint]:

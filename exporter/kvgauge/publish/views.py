@@ -7,7 +7,8 @@ says which case it is.
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from kvgauge.advise import Advice
+from kvgauge.advise import Advice, LengthSummary
+from kvgauge.advise.demand import PlainDemand, plain
 from kvgauge.assess import AllocatorAssessment, Assessment, GpuAssessment, PoolAssessment
 from kvgauge.observe.records import (
     AgentReading,
@@ -69,6 +70,30 @@ class AssessmentView:
 
 
 @dataclass(frozen=True, slots=True)
+class AdviceView:
+    """How many requests may run together, which limit says so, and how near the pod is to it: all data-parallel ranks
+    together."""
+
+    wall_seconds: float
+    valid: bool
+    safe_concurrency: int | None
+    limits: Mapping[str, int]
+    binding_limit: str | None
+    load_ratio: float | None
+    kv_exhaustion_seconds: float | None
+    """Null when not known and when not heading there."""
+    running: int | None
+    waiting: int | None
+    age_seconds: float | None
+    explanation: tuple[str, ...]
+    terms: Mapping[str, int | float | str | None]
+    """Every number that it stands on."""
+    prompt_tokens: LengthSummary | None
+    output_tokens: LengthSummary | None
+    demand: PlainDemand | None
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryPoint:
     """One tick of the past quarter of an hour."""
 
@@ -98,6 +123,13 @@ def assessment_view(assessment: Assessment) -> AssessmentView:
             for field in fields(AssessmentView)
             if field.name != "wall_seconds"
         },
+    )
+
+
+def advice_view(advice: Advice) -> AdviceView:
+    return AdviceView(
+        demand=None if advice.demand is None else plain(advice.demand),
+        **{field.name: getattr(advice, field.name) for field in fields(AdviceView) if field.name != "demand"},
     )
 
 
