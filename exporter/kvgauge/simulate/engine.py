@@ -21,79 +21,11 @@ import itertools
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from kvgauge.simulate.prefix import PrefixCache
 from kvgauge.simulate.spec import EngineSpec, FinishedRequest, Request
-from kvgauge.simulate.tally import Distribution, Tally, bounds_1_2_5
-
-# The bounds of vLLM 0.32's own histograms, read off a recorded page.
-TTFT_BOUNDS = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
-    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
-)  # fmt: skip
-TOKEN_LATENCY_BOUNDS = (
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
-    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-)  # fmt: skip
-REQUEST_LATENCY_BOUNDS = (
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0,
-    30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
-)  # fmt: skip
-PREEMPTION_BOUNDS = (1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0)
-STEP_TOKENS_BOUNDS = (1.0, *(float(2**power) for power in range(3, 15)))
-
-
-@dataclass(frozen=True, slots=True)
-class EngineState:
-    """The engine at one moment of its clock. Counters count from the engine's start.
-
-    What a step decides (admission, blocks, preemption) shows from its beginning, what it yields (tokens, ends) when it
-    is over.
-    """
-
-    clock_seconds: float
-    running: int
-    waiting: int
-    """Arrived and not running, preempted sequences included."""
-    used_blocks: int
-    live_tokens: int
-    """Tokens stored by running sequences, those that several share counted once: what the used blocks hold."""
-    cached_blocks: int
-    """Blocks that no sequence holds and that still hold a reusable prefix."""
-    waiting_tokens: int
-    """Prompt tokens still to prefill, of those that wait and of the one whose prefill has begun."""
-    busy_seconds_total: float
-    """Time in which some step was under way, that of the present step whole."""
-    steps_total: int
-    preemptions_total: int
-    recomputed_tokens_total: int
-    """Tokens prefilled a second time after a preemption."""
-    prompt_tokens_total: int
-    """Prompts whose prefill is complete, each counted once."""
-    generation_tokens_total: int
-    prefix_queries_total: int
-    """Tokens of prompts that were looked up, and, in `prefix_hits_total`, those found."""
-    prefix_hits_total: int
-    finished_stop_total: int
-    finished_length_total: int
-    """Ended by reaching `max_model_len`."""
-    prompt_tokens: Distribution
-    """Of finished requests, as are `output_tokens`, `e2e_seconds` and `preemptions`."""
-    output_tokens: Distribution
-    preemptions: Distribution
-    step_tokens: Distribution
-    ttft_seconds: Distribution
-    inter_token_seconds: Distribution
-    queue_seconds: Distribution
-    """From arrival to first admission, of finished requests."""
-    e2e_seconds: Distribution
-
-    @property
-    def finished_total(self) -> int:
-        """Requests that got their last token."""
-        return self.finished_stop_total + self.finished_length_total
+from kvgauge.simulate.state import Counts, EngineState
 
 
 class _Sequence:
@@ -170,21 +102,7 @@ class PagedEngine:
         self._block_due = [0] * spec.block_tokens
         self._ends_at: defaultdict[int, list[_Sequence]] = defaultdict(list)
         self._end_steps: list[int] = []
-        self._preemptions = 0
-        self._recomputed_tokens = 0
-        self._prompt_tokens_total = 0
-        self._generation_tokens_total = 0
-        self._finished_stop = 0
-        self._finished_length = 0
-        length_bounds = bounds_1_2_5(spec.max_model_len)
-        self._prompt_tokens = Tally(length_bounds)
-        self._output_tokens = Tally(length_bounds)
-        self._preemption_counts = Tally(PREEMPTION_BOUNDS)
-        self._step_tokens = Tally(STEP_TOKENS_BOUNDS)
-        self._ttft = Tally(TTFT_BOUNDS)
-        self._inter_token = Tally(TOKEN_LATENCY_BOUNDS)
-        self._queue = Tally(REQUEST_LATENCY_BOUNDS)
-        self._e2e = Tally(REQUEST_LATENCY_BOUNDS)
+        self._counts = Counts(spec.max_model_len)
 
     def submit(self, request: Request) -> None:
         """Hands over a request that will arrive at its time. Requests come in order of arrival.
@@ -255,32 +173,19 @@ class PagedEngine:
             if request.arrival_seconds > self._now:
                 break
             arrived += 1
-        return EngineState(
+        prefix = self._prefix
+        return self._counts.state(
             clock_seconds=self._now,
             running=len(self._running),
             waiting=len(self._waiting) + arrived,
             used_blocks=self.spec.usable_blocks - self._free_blocks,
             live_tokens=self._read_tokens - self._shared_tokens,
+            cached_blocks=prefix.idle_blocks if prefix is not None else 0,
             waiting_tokens=self._tokens_to_prefill(),
             busy_seconds_total=self._busy_seconds,
-            cached_blocks=self._prefix.idle_blocks if self._prefix is not None else 0,
             steps_total=self._steps,
-            preemptions_total=self._preemptions,
-            recomputed_tokens_total=self._recomputed_tokens,
-            prompt_tokens_total=self._prompt_tokens_total,
-            generation_tokens_total=self._generation_tokens_total,
-            prefix_queries_total=self._prefix.queried_tokens if self._prefix is not None else 0,
-            prefix_hits_total=self._prefix.hit_tokens if self._prefix is not None else 0,
-            finished_stop_total=self._finished_stop,
-            finished_length_total=self._finished_length,
-            prompt_tokens=self._prompt_tokens.snapshot(),
-            output_tokens=self._output_tokens.snapshot(),
-            preemptions=self._preemption_counts.snapshot(),
-            step_tokens=self._step_tokens.snapshot(),
-            ttft_seconds=self._ttft.snapshot(),
-            inter_token_seconds=self._inter_token.snapshot(),
-            queue_seconds=self._queue.snapshot(),
-            e2e_seconds=self._e2e.snapshot(),
+            prefix_queries_total=prefix.queried_tokens if prefix is not None else 0,
+            prefix_hits_total=prefix.hit_tokens if prefix is not None else 0,
         )
 
     def _tokens_to_prefill(self) -> int:
@@ -346,9 +251,9 @@ class PagedEngine:
         self._busy_seconds += seconds
         self._steps += steps
         self._read_tokens += decodes * steps
-        self._generation_tokens_total += decodes * steps
-        self._step_tokens.observe(decodes, steps)
-        self._inter_token.observe_line(first, slope, steps, decodes)
+        self._counts.generation_tokens_total += decodes * steps
+        self._counts.step_tokens.observe(decodes, steps)
+        self._counts.inter_token_seconds.observe_line(first, slope, steps, decodes)
         return True
 
     def _steps_until(self, until_seconds: float, decodes: int, most: int) -> int:
@@ -390,7 +295,7 @@ class PagedEngine:
 
     def _begin(self) -> None:
         """Schedules one step: a slot for every decoding sequence, then prefill with what the budget has left."""
-        number, preemptions_before = self._steps, self._preemptions
+        number, preemptions_before = self._steps, self._counts.preemptions_total
         self._give_decode_blocks(number)
         decodes = len(self._running) - (self._prefilling is not None)
         budget = self.spec.max_num_batched_tokens - decodes
@@ -398,14 +303,14 @@ class PagedEngine:
         self._pairs = 0.0
         if self._prefilling is not None:
             budget -= self._prefill(self._prefilling, budget, prefilled)
-        if self._preemptions == preemptions_before:
+        if self._counts.preemptions_total == preemptions_before:
             budget = self._admit(budget, prefilled)
         prefill_tokens = self.spec.max_num_batched_tokens - decodes - budget
         self._steps = number + 1
         self._read_tokens += decodes + prefill_tokens
         seconds = self._cost.seconds(self._read_tokens, decodes + prefill_tokens, self._pairs)
         self._busy_seconds += seconds
-        self._step_tokens.observe(decodes + prefill_tokens)
+        self._counts.step_tokens.observe(decodes + prefill_tokens)
         self._in_flight = _Step(number, decodes, prefilled, self._clock, seconds)
 
     def _give_decode_blocks(self, number: int) -> None:
@@ -438,7 +343,7 @@ class PagedEngine:
         if self._prefix is not None:
             self._share(sequence)
         if sequence.preemptions:
-            self._recomputed_tokens += chunk
+            self._counts.recomputed_tokens_total += chunk
         if sequence.stored == sequence.known:
             self._prefilling = None
             prefilled.append(sequence)
@@ -505,7 +410,7 @@ class PagedEngine:
             sequence.last_token_seconds = self._clock
         self._release(sequence)
         sequence.preemptions += 1
-        self._preemptions += 1
+        self._counts.preemptions_total += 1
         self._waiting.appendleft(sequence)
 
     def _release(self, sequence: _Sequence) -> None:
@@ -527,8 +432,8 @@ class PagedEngine:
         self._in_flight = None
         self._clock = step.end_seconds
         if step.decodes:
-            self._inter_token.observe(step.seconds, step.decodes)
-        self._generation_tokens_total += step.decodes + len(step.prefilled)
+            self._counts.inter_token_seconds.observe(step.seconds, step.decodes)
+        self._counts.generation_tokens_total += step.decodes + len(step.prefilled)
         for sequence in self._ends_at.pop(step.number, ()):
             self._finish(sequence)
         for sequence in step.prefilled:
@@ -538,10 +443,10 @@ class PagedEngine:
         request = sequence.request
         if sequence.first_token_seconds == math.inf:
             sequence.first_token_seconds = self._clock
-            self._prompt_tokens_total += request.prompt_tokens
-            self._ttft.observe(self._clock - request.arrival_seconds)
+            self._counts.prompt_tokens_total += request.prompt_tokens
+            self._counts.ttft_seconds.observe(self._clock - request.arrival_seconds)
         else:
-            self._inter_token.observe(self._clock - sequence.last_token_seconds)
+            self._counts.inter_token_seconds.observe(self._clock - sequence.last_token_seconds)
         # The step that completes a prefill samples one token, which the next decode step stores.
         left = request.prompt_tokens + request.output_tokens - sequence.known - 1
         if left == 0:
@@ -560,12 +465,12 @@ class PagedEngine:
         self._release(sequence)
         request = sequence.request
         if request.total_tokens == self.spec.max_model_len:
-            self._finished_length += 1
+            self._counts.finished_length_total += 1
         else:
-            self._finished_stop += 1
-        self._prompt_tokens.observe(request.prompt_tokens)
-        self._output_tokens.observe(request.output_tokens)
-        self._preemption_counts.observe(sequence.preemptions)
-        self._queue.observe(sequence.admitted_seconds - request.arrival_seconds)
-        self._e2e.observe(self._clock - request.arrival_seconds)
+            self._counts.finished_stop_total += 1
+        self._counts.prompt_tokens.observe(request.prompt_tokens)
+        self._counts.output_tokens.observe(request.output_tokens)
+        self._counts.preemptions.observe(sequence.preemptions)
+        self._counts.queue_seconds.observe(sequence.admitted_seconds - request.arrival_seconds)
+        self._counts.e2e_seconds.observe(self._clock - request.arrival_seconds)
         self._on_finish(FinishedRequest(request, sequence.first_token_seconds, self._clock, sequence.preemptions))
