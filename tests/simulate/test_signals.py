@@ -9,7 +9,7 @@ from kvgauge.complaints import InputError
 from kvgauge.simulate.baselines import Static
 from kvgauge.simulate.fleet import Fleet
 from kvgauge.simulate.hpa_behavior import Behavior, ScalingRules
-from kvgauge.simulate.signals import NAMES, Kind, Parameter, make_signal, register
+from kvgauge.simulate.signals import NAMES, Kind, make_signal, register
 from kvgauge.simulate.spec import Request
 
 LOAD = [Request(second / 2, 700, 60) for second in range(1200)]
@@ -89,10 +89,7 @@ def test_static_holds_what_it_is_given_or_finds() -> None:
     assert make_signal("static", PLAN).replicas(fleet) == 3
 
 
-def test_a_registered_signal_can_be_asked_for_once() -> None:
-    kind = Kind("test-only", "", lambda wish: Static(wish.text, int(wish.number(0))), (Parameter("n", 7.0),))
-    if "test-only" not in NAMES:
-        register(kind)
-    assert make_signal("test-only", PLAN).replicas(view(0.0, [])) == 7
-    with pytest.raises(ValueError, match="test-only is registered twice"):
-        register(kind)
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="signal queue is registered twice"):
+        register(Kind("queue", "", lambda wish: Static(wish.text, 1)))
+    assert make_signal("queue", PLAN).replicas(view(15.0, [state(15.0)] * 2)) == 2
