@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from kvgauge.observe.records import Histogram, RankReading
-from kvgauge.simulate.engine import EngineState, PagedEngine
+from kvgauge.simulate.engine import PagedEngine
 from kvgauge.simulate.spec import EngineSpec, Request
+from kvgauge.simulate.state import EngineState
 from kvgauge.simulate.tally import Distribution
 from kvmodel.latency import StepCost
 from tests.support.facts import RANK

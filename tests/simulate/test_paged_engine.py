@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvgauge.simulate import H100_LLAMA_31_8B, EngineSpec, FinishedRequest, Lengths, PagedEngine, Phase, Request
-from kvgauge.simulate.engine import EngineState
 from kvgauge.simulate.load import SyntheticLoad
+from kvgauge.simulate.state import EngineState
 from kvgauge.simulate.tally import Distribution
 
 SMALL = EngineSpec(

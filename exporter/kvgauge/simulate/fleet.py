@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from kvgauge.simulate.engine import EngineState, PagedEngine
+from kvgauge.simulate.engine import PagedEngine
 from kvgauge.simulate.spec import EngineSpec, FinishedRequest, Request
+from kvgauge.simulate.state import EngineState
 
 _SYNC_SECONDS = 15.0
 _SCRAPE_SECONDS = 5.0

@@ -8,8 +8,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from kvgauge.simulate.engine import EngineState
 from kvgauge.simulate.spec import EngineSpec
+from kvgauge.simulate.state import EngineState
 
 # Labels that set a series apart from its neighbours, and its value.
 _Rows = list[tuple[dict[str, str], float]]

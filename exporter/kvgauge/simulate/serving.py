@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from kvgauge.simulate.device import H100_LLAMA_31_8B, EmbeddedDevice
-from kvgauge.simulate.engine import EngineState, PagedEngine
+from kvgauge.simulate.engine import PagedEngine
 from kvgauge.simulate.load import SyntheticLoad
 from kvgauge.simulate.page import VllmPage
 from kvgauge.simulate.spec import Request
+from kvgauge.simulate.state import EngineState
 
 _TICK_SECONDS = 0.05
 _SERVER_POLL_SECONDS = 0.05

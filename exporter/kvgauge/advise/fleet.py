@@ -1,0 +1,259 @@
+"""How many pods are needed: one rule for all workloads, from what the pods' sidecars say.
+
+The arrivals of the last half hour are brought to the level that is due when a pod ordered now is ready, and played
+against one fleet size after the other, in the model of `attaining`. The answer is the smallest fleet in which few
+requests would miss what was promised. What has been seen counts less the older it is. A backlog that the fleet would
+not work off by itself asks for more. Fewer pods are only asked for when an even safer fleet would have been small
+enough for minutes, and never while a pod is silent.
+
+`advise_fleet` is a pure function of `FleetFacts`; `FleetHistory` collects them.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from kvgauge.advise.arrivals import BIN_SECONDS, Arrivals, arrivals_of, moved
+from kvgauge.advise.attaining import STEPS, Attainment
+from kvgauge.advise.demand import Demand
+
+SLOW_RATIO = 0.08
+"""Share of requests that the model may see miss the time per output token. It sees about three times as many as miss
+behind a router that evens the load out, as simulated fleets show."""
+LATE_RATIO = 0.02
+"""Share that it may see wait too long or find no room: near that point little more load makes all of them late."""
+SAFER_RATIO = 0.6
+"""What may be shed must leave a fleet with so much less of either."""
+HOLD_SECONDS = 240.0
+"""For how long the smaller fleet must have been enough."""
+HALF_LIFE_SECONDS = 600.0
+WINDOW_SECONDS = 1800.0
+READY_SLACK_SECONDS = 30.0
+"""From the wish for a pod to its creation: an autoscaler looks every 15 s."""
+MOST_GROWTH = 4.0
+DRAIN_SECONDS = 60.0
+"""A backlog is to be worked off in this time."""
+_DRAIN_LOAD = 0.9
+_USUAL_WAITING = 2
+"""Requests that may wait in each pod without being a backlog."""
+_TARGET_LOAD_RATIO = 0.85
+_LEAST_SECONDS = 45.0
+"""Before this much was seen, nothing is changed."""
+_MOST_REPLICAS = 1000
+_FULL_BIN_SECONDS = 0.97 * BIN_SECONDS
+_MOST_SLOW = 0.9
+"""Even where prefill never ends, those that come last decode in peace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the safer fleet would have been at one time."""
+
+    seconds: float
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFacts:
+    """A workload at one moment."""
+
+    seconds: float
+    """On the clock of the wishes."""
+    replicas: int
+    """Pods that are asked for at present."""
+    starting: int
+    silent: int
+    """Pods that should tell and do not."""
+    waiting: int
+    demand: Demand | None
+    """Of the mean pod, `pooling.pooled`."""
+    counts: Sequence[float]
+    """Arrivals in bins of BIN_SECONDS, oldest first; those that silent pods got made up for."""
+    start_up_seconds: float
+    load_ratio: float | None = None
+    """Sum over the pods, for when no model can be made."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetAdvice:
+    """How many pods there should be, and why. `wishes` is to be handed in the next time."""
+
+    replicas: int
+    wishes: tuple[Wish, ...]
+    terms: Mapping[str, float | int | None]
+    explanation: tuple[str, ...]
+
+
+def advise_fleet(facts: FleetFacts, wishes: Sequence[Wish] = ()) -> FleetAdvice:
+    """The rule. `wishes` are those of the answer before."""
+    if len(facts.counts) * BIN_SECONDS < _LEAST_SECONDS:
+        return _held(facts, wishes, "Too little was seen so far to change anything.")
+    model = _model(facts.demand)
+    if model is None:
+        return _by_load(facts, wishes)
+    seen = arrivals_of(facts.counts)
+    due = seen.least_rate + seen.trend * (facts.start_up_seconds + READY_SLACK_SECONDS)
+    replay = _Replay(model, moved(facts.counts, due, seen.most_rate, MOST_GROWTH), facts.demand)
+    ranks = facts.demand.ranks if facts.demand is not None else 1
+    needed = _smallest(lambda pods: replay.excess(pods * ranks) <= 1, facts.replicas)
+    safer = max(needed, _smallest(lambda pods: replay.excess(pods * ranks) <= SAFER_RATIO, needed))
+    backlog = max(facts.waiting - _USUAL_WAITING * facts.replicas, 0)
+    drain = (seen.minute_rate + backlog / DRAIN_SECONDS) * model.work_seconds / (_DRAIN_LOAD * ranks)
+    by_backlog = max(math.ceil(drain - 0.05), 1) if backlog else 1
+    replicas, kept = _settled(facts, wishes, max(needed, by_backlog), max(safer, by_backlog))
+    terms: dict[str, float | int | None] = {
+        "arrivals_per_second": seen.minute_rate,
+        "least_level_per_second": seen.least_rate,
+        "most_level_per_second": seen.most_rate if math.isfinite(seen.most_rate) else None,
+        "trend_per_second2": seen.trend,
+        "due_level_per_second": due,
+        "burstiness": seen.burstiness,
+        "minute_burstiness": seen.minute_burstiness,
+        "prefill_seconds_per_request": model.prefill_seconds,
+        "decode_seconds_per_request": model.decode_seconds,
+        "start_up_seconds": facts.start_up_seconds,
+        "replicas_by_replay": needed,
+        "replicas_by_backlog": by_backlog,
+        "replicas_to_shed_to": safer,
+        "backlog_requests": backlog,
+        "replicas_starting": facts.starting,
+        "pods_silent": facts.silent,
+    }
+    return FleetAdvice(replicas, kept, terms, _words(facts, seen, needed, by_backlog, replicas))
+
+
+class _Replay:
+    """The arrivals, played against fleets of engines."""
+
+    def __init__(self, model: Attainment, counts: Sequence[float], demand: Demand | None) -> None:
+        self._model = model
+        number = len(counts)
+        work = model.work_seconds
+        # Decoding spreads a burst over the time that requests stay; prefill takes it as it comes.
+        follow = min(BIN_SECONDS / max(model.residence_seconds, BIN_SECONDS), 1.0)
+        level = counts[0]
+        self._rates: list[float] = []
+        for count in counts:
+            level += follow * (count - level)
+            mixed = (count * model.prefill_seconds + level * model.decode_seconds) / work
+            self._rates.append(mixed / BIN_SECONDS)
+        self._ahead = [*self._rates[1:], self._rates[-1]]
+        fade = 0.5 ** (BIN_SECONDS / HALF_LIFE_SECONDS)
+        self._weights = [count * fade ** (number - 1 - place) for place, count in enumerate(counts)]
+        self._whole = math.fsum(self._weights)
+        self._patience = (demand.slo_ttft_seconds if demand is not None else None) or math.inf
+        self._found: dict[int, float] = {}
+
+    def excess(self, engines: int) -> float:
+        """The larger of the shares of requests that miss, over what is allowed: above 1 the fleet is too small."""
+        if engines not in self._found:
+            self._found[engines] = self._excess(engines)
+        return self._found[engines]
+
+    def _excess(self, engines: int) -> float:
+        if not self._whole:
+            return 0.0
+        slow_at, late_at = self._model.table(engines)
+        work, prefill = self._model.work_seconds, 2 * self._model.prefill_seconds
+        # Rates are looked up in a table of steps; a backlog counts as the rate that would bring it in one bin.
+        steps = STEPS / self._model.most_per_second
+        per_backlog = steps / (BIN_SECONDS * work)
+        per_rate = steps / engines
+        seconds = work * BIN_SECONDS / engines
+        slow = late = backlog = 0.0
+        for rate, ahead, weight in zip(self._rates, self._ahead, self._weights, strict=True):
+            after = backlog + rate * seconds - _FULL_BIN_SECONDS
+            after = max(after, 0.0)
+            if weight:
+                # Whoever waits for its first token is disturbed by those that come later, not by those before it.
+                place = (rate + ahead) / 2 * per_rate
+                below = int(place)
+                slow += weight * (
+                    min(slow_at[below] + (slow_at[below + 1] - slow_at[below]) * (place - below), _MOST_SLOW)
+                    if below < STEPS
+                    else _MOST_SLOW
+                )
+                place = rate * per_rate + backlog * per_backlog
+                below = int(place)
+                if after + prefill > self._patience or below >= STEPS:
+                    late += weight
+                else:
+                    late += weight * (late_at[below] + (late_at[below + 1] - late_at[below]) * (place - below))
+            backlog = after
+        return max(slow / SLOW_RATIO, late / LATE_RATIO) / self._whole
+
+
+@functools.lru_cache(maxsize=8)
+def _model(demand: Demand | None) -> Attainment | None:
+    """The tables of one mix serve as long as it does not change."""
+    if demand is None or demand.cost is None or demand.pool_slots is None:
+        return None
+    return Attainment(demand)
+
+
+def _settled(facts: FleetFacts, wishes: Sequence[Wish], needed: int, safer: int) -> tuple[int, tuple[Wish, ...]]:
+    """More at once; fewer when the safer fleet was smaller for long enough."""
+    begin = facts.seconds - HOLD_SECONDS
+    kept = (*(wish for wish in wishes if begin <= wish.seconds < facts.seconds), Wish(facts.seconds, safer))
+    if needed > facts.replicas:
+        return needed, kept
+    if facts.silent:
+        return facts.replicas, kept
+    highest = max(max(wish.replicas for wish in kept), needed)
+    return min(facts.replicas, highest), kept
+
+
+def _by_load(facts: FleetFacts, wishes: Sequence[Wish]) -> FleetAdvice:
+    """Without a step cost or lengths: the sum of the pods' load ratios over the share that each should have."""
+    if facts.load_ratio is None:
+        return _held(facts, wishes, "No request has finished yet, or the pods do not tell: nothing is changed.")
+    needed = max(math.ceil(facts.load_ratio / _TARGET_LOAD_RATIO - 1e-9), 1)
+    replicas, kept = _settled(facts, wishes, needed, needed)
+    words = f"The pods' load ratios add up to {facts.load_ratio:.2f}; at {_TARGET_LOAD_RATIO:.2f} each: {replicas}."
+    terms = {"load_ratio": facts.load_ratio, "replicas_by_load": needed, "pods_silent": facts.silent}
+    return FleetAdvice(replicas, kept, terms, (words, "No step cost is known, so speed is left out."))
+
+
+def _held(facts: FleetFacts, wishes: Sequence[Wish], why: str) -> FleetAdvice:
+    begin = facts.seconds - HOLD_SECONDS
+    kept = tuple(wish for wish in wishes if wish.seconds >= begin)
+    return FleetAdvice(facts.replicas, kept, {"pods_silent": facts.silent}, (why,))
+
+
+def _smallest(enough: Callable[[int], bool], guess: int) -> int:
+    """The least number of pods that is enough; more always is. Looked for around `guess`."""
+    high, step = min(max(guess, 1), _MOST_REPLICAS), 1
+    if enough(high):
+        low = high - 1
+        while low > 0 and enough(low):
+            high, low, step = low, max(low - 2 * step, 0), 2 * step
+    else:
+        low = high
+        while high < _MOST_REPLICAS and not enough(high):
+            low, high, step = high, min(high + step, _MOST_REPLICAS), 2 * step
+    while high - low > 1:
+        middle = (low + high) // 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _words(facts: FleetFacts, seen: Arrivals, needed: int, by_backlog: int, replicas: int) -> tuple[str, ...]:
+    level = f"between {seen.least_rate:.2f} and {seen.most_rate:.2f}" if math.isfinite(seen.most_rate) else "unsettled"
+    words = [
+        f"{seen.minute_rate:.2f} requests/s came in the last minute; the level is {level}.",
+        f"Arrivals are {seen.burstiness:.1f} times as bursty as chance.",
+        f"Played against the last {len(facts.counts) * BIN_SECONDS / 60:.0f} minutes, {needed} pods keep the promise.",
+    ]
+    if by_backlog > needed:
+        words.append(f"{facts.waiting} requests wait: {by_backlog} pods work them off within a minute.")
+    if replicas > max(needed, by_backlog):
+        words.append(
+            f"{facts.silent} pods are silent, so none is shed."
+            if facts.silent
+            else f"{replicas} are kept until fewer would have been safe for {HOLD_SECONDS / 60:.0f} minutes."
+        )
+    return tuple(words)
