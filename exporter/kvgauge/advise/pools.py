@@ -1,0 +1,142 @@
+"""The pool of each data-parallel rank as requests see it: how many slots there are, and what a request holds of them.
+
+A slot is the unit of the capacity that the engine states. Of models whose layers all keep every token it is a token's
+place. Where vLLM splits a model into groups that draw on the same blocks, a block is so many slots as the capacity has
+for each block, and a request holds blocks of every group. SGLang gives windows and states pools of their own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvgauge.advise.residing import Footprint, Window
+from kvgauge.assess import Assessment, Memo, PoolAssessment
+from kvgauge.assess.forecasting import PoolQuestion, forecast_pool
+from kvgauge.observe.records import RankReading
+from kvmodel import EnginePlan
+from kvmodel.engines.contract import PlanGroup
+
+_KEEPS_A_BLOCK = frozenset({"vllm"})
+"""Engines whose stated capacity holds a block that no request gets: vLLM's null block."""
+_GROWING = frozenset({"full", "index"})
+_WINDOWED = frozenset({"window", "chunk"})
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One rank's pool."""
+
+    slots: float
+    """That sequences may hold: a null block is not among them."""
+    capacity_slots: int
+    footprint: Footprint
+    beside: tuple[tuple[Footprint, float], ...] = ()
+    """Pools of their own for windows: what a request holds of each, and its slots."""
+    state_requests: int | None = None
+    """Requests whose states there is room for; None for models without, and where it is not known."""
+    windows: int = 0
+    """Groups of layers that keep only the last tokens."""
+
+
+def pools_of(assessment: Assessment, memo: Memo) -> tuple[Pool, ...]:
+    """The pools of all ranks; empty where one of them has no known capacity."""
+    engine = assessment.observation.engine
+    if engine is None:
+        return ()
+    found = [_pool(assessment, pool, rank, memo) for pool, rank in zip(assessment.pools, engine.ranks, strict=True)]
+    known = [pool for pool in found if pool is not None]
+    return tuple(known) if len(known) == len(found) else ()
+
+
+def _pool(assessment: Assessment, pool: PoolAssessment, rank: RankReading, memo: Memo) -> Pool | None:
+    capacity, block_tokens = pool.capacity_tokens, pool.block_tokens or 1
+    if not capacity:
+        return None
+    plan = _plan(assessment, rank, memo)
+    unit = capacity / rank.num_blocks if rank.num_blocks else float(block_tokens)
+    kind = assessment.kind or (assessment.observation.engine.engine if assessment.observation.engine else "")
+    # Where no block size is told there are no blocks.
+    kept = unit if kind in _KEEPS_A_BLOCK and pool.block_tokens else 0.0
+    slots = max(capacity - kept, 0.0)
+    if plan is None or not plan.groups:
+        return Pool(slots, capacity, Footprint(block_tokens))
+    if any(group.num_blocks is not None for group in plan.groups):
+        return _apart(slots, capacity, block_tokens, plan.groups)
+    return _shared(slots, capacity, unit, plan.groups)
+
+
+def _plan(assessment: Assessment, rank: RankReading, memo: Memo) -> EnginePlan | None:
+    """The engine's own arithmetic for its own number of blocks, where not all layers keep every token."""
+    observation = assessment.observation
+    engine, model = observation.engine, observation.model
+    if engine is None or model is None or model.architecture.is_uniform_full_attention:
+        return None
+    gpu = next(iter(observation.gpus), None)
+    predicted = [
+        part.expected_bytes for each in assessment.gpus for part in each.components if part.component == "kv_pool"
+    ]
+    question = PoolQuestion(
+        kind=assessment.kind,
+        version=engine.version,
+        model=model,
+        tp=assessment.tp,
+        gpu_total_bytes=gpu.total_bytes if gpu is not None else None,
+        gpu_name=gpu.name if gpu is not None else "",
+        kv_bytes=engine.kv_cache_bytes or (predicted[0] if predicted else None),
+        num_blocks_override=rank.num_blocks,
+        max_model_len=engine.max_model_len,
+        max_num_seqs=assessment.max_num_seqs,
+        max_num_batched_tokens=assessment.max_num_batched_tokens,
+        kv_dtype=engine.kv_dtype,
+        prefix_caching=engine.prefix_caching,
+        capacity_tokens=rank.capacity_tokens,
+        block_tokens=rank.block_tokens,
+        num_blocks=rank.num_blocks,
+    )
+    return memo.answer(forecast_pool, question).plan
+
+
+def _shared(slots: float, capacity: int, unit: float, groups: Sequence[PlanGroup]) -> Pool:
+    """Groups that draw on the same blocks, each block `unit` slots."""
+    sizes = [group.block_tokens for group in groups if group.block_tokens and group.kind in _GROWING | _WINDOWED]
+    block_tokens = min(sizes, default=1)
+    per_token = unit / block_tokens
+    growing = [group for group in groups if group.kind in _GROWING]
+    windowed = [group for group in groups if group.kind in _WINDOWED]
+    constant = [group for group in groups if group.kind not in _GROWING | _WINDOWED]
+    held_blocks = sum(group.blocks_per_request or 1 for group in constant)
+    footprint = Footprint(
+        block_tokens,
+        slots_per_token=sum(unit / (group.block_tokens or block_tokens) for group in growing),
+        windows=tuple(Window(group.window_tokens or 1, per_token) for group in windowed),
+        state_slots=held_blocks * unit,
+    )
+    has_state = any(group.kind == "state" for group in constant)
+    return Pool(
+        slots,
+        capacity,
+        footprint,
+        state_requests=int(slots / (held_blocks * unit)) if has_state and held_blocks else None,
+        windows=len(windowed),
+    )
+
+
+def _apart(slots: float, capacity: int, block_tokens: int, groups: Sequence[PlanGroup]) -> Pool:
+    """Groups with pools of their own; the stated capacity is that of the layers that keep every token."""
+    beside = tuple(
+        (
+            Footprint(group.block_tokens, 0.0, (Window(group.window_tokens),)),
+            float(group.num_blocks * group.block_tokens),
+        )
+        for group in groups
+        if group.kind in _WINDOWED and group.num_blocks and group.block_tokens and group.window_tokens
+    )
+    states = [group for group in groups if group.kind == "state" and group.num_blocks]
+    rooms = [(group.num_blocks or 0) // (group.blocks_per_request or 1) for group in states]
+    return Pool(
+        slots,
+        capacity,
+        Footprint(block_tokens),
+        beside,
+        state_requests=min(rooms, default=None),
+        windows=len(beside),
+    )
