@@ -62,6 +62,8 @@ def test_kubernetes_service_variables_are_not_ours() -> None:
         (["--engine-url", "http://127.0.0.1:99999"], ["engine_url", "99999"]),
         (["--log-format", "xml"], ["log_format", "xml"]),
         (["--tp", "0"], ["tp", "0"]),
+        (["--slo-tpot", "0s"], ["slo_tpot", "0"]),
+        (["--slo-ttft", "2h"], ["slo_ttft", "2h"]),
         (["--nonsense"], ["--nonsense"]),
         (["--port"], ["--port"]),
         (["--config", "/nowhere/kvgauge.toml"], ["config", "/nowhere/kvgauge.toml"]),

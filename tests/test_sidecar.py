@@ -234,6 +234,19 @@ def test_json_logs_carry_no_secret() -> None:
     assert "hush" not in "".join(running.log)
 
 
+def test_objectives_and_the_state_file_reach_the_advice(tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    state.write_text("{")
+    arguments = ("--slo-tpot", "50ms", "--slo-ttft", "2s", "--state-file", str(state))
+    with serving({"/metrics": page(CAPTURE)}) as url, sidecar("--engine-url", url, *arguments) as running:
+        eventually(lambda: running.json("/v1/advice")["valid"])
+        terms = running.json("/v1/advice")["terms"]
+        assert (terms["slo_ttft_seconds"], terms["slo_tpot_seconds"]) == (2, 0.05)
+        eventually(lambda: "state_file" in "".join(running.log))
+        (line,) = [line for line in running.log if "state_file" in line]
+        assert "ignored: not JSON" in line
+
+
 def test_drift_is_logged_once_when_it_begins_and_once_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
     life, log = Life(), DriftLog()
     life.lives(2 * HOUR, gpus=lambda at: using(70 * GIB + round(at * 0.1 * (1 << 20))))

@@ -49,9 +49,6 @@ def _engine_kind(value: str) -> str:
     return value
 
 
-NOT_USED_YET = ("slo_ttft", "slo_tpot")
-"""Settings of the contract that nothing reads so far; whoever sets one is told."""
-
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 
@@ -106,8 +103,11 @@ class Settings(BaseModel):
     spool: str | None = Field(
         None, min_length=1, description="the agent's spool folder; without it /run/kvgauge, where that exists"
     )
-    slo_ttft: Seconds | None = Field(None, gt=0, description="time to first token to keep; not used by this version")
-    slo_tpot: Seconds | None = Field(None, gt=0, description="time per output token to keep; not used by this version")
+    slo_ttft: Seconds | None = Field(None, gt=0, le=3600, description="time to first token to keep")
+    slo_tpot: Seconds | None = Field(None, gt=0, le=60, description="time per output token to keep")
+    state_file: str | None = Field(
+        None, min_length=1, description="file that keeps what was learned of lengths and speed over a restart"
+    )
     log_format: Literal["console", "json"] = Field("console", description="shape of log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 

@@ -5,9 +5,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from kvgauge import __version__
-from kvgauge.advise import History, advise
+from kvgauge.advise import History, StateFile, advise
 from kvgauge.assess import Assessment, EngineFlags, Memo, Past, assess, compared
 from kvgauge.assess.settling import GAP_SECONDS
 from kvgauge.complaints import InputError, fail
@@ -25,7 +26,7 @@ from kvgauge.observe.watching import Source
 from kvgauge.publish.board import Board
 from kvgauge.publish.families import Snapshot
 from kvgauge.publish.listening import bind
-from kvgauge.settings import NOT_USED_YET, Settings, load, to_toml
+from kvgauge.settings import Settings, load, to_toml
 
 # The tick must not hold the interpreter for longer than a scrape can wait: the default of 5 ms would show in its p99.
 _SWITCH_SECONDS = 0.0005
@@ -79,6 +80,7 @@ class Loop:
         self._memo = Memo()
         self._past = Past(gap_seconds=max(GAP_SECONDS, 3 * settings.interval))
         self._history = History()
+        self._state_file = StateFile(Path(settings.state_file)) if settings.state_file is not None else None
         self._states: dict[str, str] = {}
         self._drift_log = DriftLog()
         self._stopping = threading.Event()
@@ -98,12 +100,20 @@ class Loop:
         observation = self._observer.observe(budget_seconds=min(0.5, self._settings.interval / 2))
         for state in observation.sources:
             self._log_change(state)
+        if self._state_file is not None:
+            self._state_file.follow(observation, self._history)
         self._history.remember(observation)
         assessment = assess(observation, self._flags, self._memo)
         self._past.remember(assessment)
         assessment = compared(assessment, self._past)
         self._drift_log.follow(assessment)
-        advice = advise(assessment, self._history, max_num_seqs=assessment.max_num_seqs)
+        advice = advise(
+            assessment,
+            self._history,
+            max_num_seqs=assessment.max_num_seqs,
+            slo_ttft_seconds=self._settings.slo_ttft,
+            slo_tpot_seconds=self._settings.slo_tpot,
+        )
         self._board.publish(Snapshot(assessment, advice))
 
     def _run(self) -> None:
@@ -172,9 +182,6 @@ def run(
     the serving."""
     set_up(settings.log_format, settings.log_level)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    for name in NOT_USED_YET:
-        if getattr(settings, name) is not None:
-            logger.warning("%s: is set, and nothing in this version uses it", name)
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:

@@ -29,6 +29,7 @@ from kvgauge.advise.looking import Look, has_restarted, look_at, running_tokens
 from kvgauge.advise.recent import Arrivals, Damper, Trend
 from kvgauge.advise.residing import Resident
 from kvgauge.advise.stepping import StepLearner
+from kvgauge.advise.stepping_records import StepRecord
 from kvgauge.assess import Memo
 from kvgauge.observe.records import EngineReading, Observation
 
@@ -209,15 +210,20 @@ class History:
         self._known = _Known(_deviation(prompts), _deviation(outputs), resident)
 
     def kept(self) -> Counted | None:
-        """The lengths of recent hours, the window's among them: what is worth keeping over a restart."""
+        """The lengths of recent hours, the window's among them: what is worth keeping over a restart. None when nothing
+        finished."""
         window = between(self._last, self._looks[0]) if self._last is not None and self._looks else None
-        if window is None or self._memory is None:
-            return window or self._memory
-        return window.plus(self._memory)
+        if window is None or window.requests <= 0:
+            return self._memory
+        return window if self._memory is None else window.plus(self._memory)
 
     def restore(self, memory: Counted) -> None:
-        """Takes up what an earlier process kept."""
+        """Takes up the lengths that an earlier process kept."""
         self._memory = memory
+
+    def restore_steps(self, record: StepRecord) -> None:
+        """Takes up what an earlier process knew of the engine's steps."""
+        self.steps = StepLearner(record)
 
     def _follow(self, engine: EngineReading) -> None:
         """Lengths are those of one model behind one engine."""

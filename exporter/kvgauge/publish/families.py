@@ -378,7 +378,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "kvgauge_request_tokens",
         "gauge",
-        "Lengths of the requests that finished within the advice window.",
+        "Lengths that the advice stands on: of the requests that finished lately, made up from older ones where few.",
         (*ENGINE_LABELS, "part", "stat"),
         _request_tokens,
     ),
@@ -406,14 +406,14 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "kvgauge_load_ratio",
         "gauge",
-        "Demand / safe capacity, the queue included; may exceed 1. The scaling signal.",
+        "Demand / safe capacity, the queue included; may exceed 1. The scaling signal; it adds up over pods.",
         ENGINE_LABELS,
         _pod(lambda advice: advice.load_ratio),
     ),
     Family(
         "kvgauge_kv_exhaustion_seconds",
         "gauge",
-        "Time until the KV pool is full at the present trend; +Inf when not heading there.",
+        "Time until the KV pool is full, by its trend or by what those running grow to; +Inf when not heading there.",
         ENGINE_LABELS,
         _pod(lambda advice: advice.kv_exhaustion_seconds),
     ),

@@ -2,6 +2,11 @@
 
 import sys
 
+from kvgauge.advise.history import LENGTH_WINDOW_SECONDS
+from kvgauge.advise.learning import ENOUGH
+from kvgauge.advise.loading import CLEARING_SECONDS
+from kvgauge.advise.safety import FULL_RATIO, PREEMPTED_RATIO
+from kvgauge.advise.working import SATURATION_RATIO
 from kvgauge.assess.drifting import KINDS as DRIFTS
 from kvgauge.assess.drifting import MIB
 from kvgauge.assess.settling import LEARNING_SECONDS, SETTLED_AFTER_SECONDS, STEADY_BYTES, STEADY_SECONDS
@@ -37,6 +42,36 @@ The last column is what the paper on PagedAttention (Kwon et al., SOSP 2023, sec
 
 | kind | meaning | 0 by design | in the paper |
 |---|---|---|---|
+"""
+
+_ADVICE = f"""
+## Advice
+
+Lengths are those of the requests that finished in the last {LENGTH_WINDOW_SECONDS / 60:.0f} minutes. Where fewer than
+{ENOUGH:.0f} did, they are made up to that number from the hours before (kept over a restart with `--state-file`), or
+from all since the engine's start; before that many are known at all, only `kv_worst_case` is promised. Where the mix
+changes, the window is cut to what came since. An engine without length histograms is judged by means, and
+`explanation` in `/v1/advice` says so, as it says all that the advice stands on; `terms` are the numbers.
+
+| limit | requests | binds |
+|---|---|---|
+| `kv` | so that at most {PREEMPTED_RATIO:.0%} of them lose their place in the pool, it is too full for all for at \
+most {FULL_RATIO:.0%} of the time, and alike ones fit together | yes |
+| `kv_worst_case` | that fit if each is of max_model_len | never |
+| `state_slots` | whose recurrent states there is room for | yes |
+| `max_num_seqs` | that the engine batches at most | yes |
+| `latency` | with which a token takes no longer than `--slo-tpot`, and the first one than `--slo-ttft` | yes |
+| `token_rate` | with which {SATURATION_RATIO:.0%} of the requests per second end that ever can; more would only wait \
+| yes |
+
+`latency` and `token_rate` stand on how long a step takes: what is to be expected of model and GPU, corrected by what is
+seen. Where neither is known they are absent.
+
+`kvgauge_load_ratio` is what is asked for over what is safe: of the pool, or of the number of requests, whichever the
+binding limit is of; where the step is known, no less than the requests that come over those that would end with as many
+in flight as is safe, which is the measure for `latency` and `token_rate`. A waiting request counts like a running one;
+among requests that come, as one more to be served within {CLEARING_SECONDS:.0f} s. What chance makes of it is damped,
+bursts show at once.
 """
 
 _CALIBRATION = f"""
@@ -82,7 +117,7 @@ def reference() -> str:
     )
     kinds = (f"| `{name}` | {kind.meaning} | {kind.zero} | {kind.paper} |\n" for name, kind in WASTES.items())
     drifts = (f"| `{name}` | {kind.meaning} | {kind.rule} |\n" for name, kind in DRIFTS.items())
-    return "".join((_INTRODUCTION, *rows, _CALIBRATION, *drifts, _WASTE, *kinds, _ALLOCATOR))
+    return "".join((_INTRODUCTION, *rows, _ADVICE, _CALIBRATION, *drifts, _WASTE, *kinds, _ALLOCATOR))
 
 
 if __name__ == "__main__":
