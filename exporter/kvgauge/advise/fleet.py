@@ -18,14 +18,19 @@ from kvgauge.advise.arrivals import BIN_SECONDS, Arrivals, arrivals_of, moved
 from kvgauge.advise.attaining import STEPS, Attainment
 from kvgauge.advise.demand import Demand
 
-SLOW_RATIO = 0.08
-"""Share of requests that the model may see miss the time per output token. It sees about three times as many as miss
-behind a router that evens the load out, as simulated fleets show."""
+SLOW_RATIO = 0.1
+"""Share of requests that the model may see miss the time per output token."""
+SEEN_RATIO = 0.33
+"""Share of these that really miss, behind a router that evens the load out (simulated fleets); what the engines' pages
+show corrects it."""
+LEAST_CORRECTION, MOST_CORRECTION = 0.5, 3.0
+_DOUBT_RATIO, _DOUBT_REQUESTS = 0.01, 10.0
+"""Misses that are as likely chance as not, which hold the correction near 1."""
 LATE_RATIO = 0.02
 """Share that it may see wait too long or find no room: near that point little more load makes all of them late."""
 SAFER_RATIO = 0.6
 """What may be shed must leave a fleet with so much less of either."""
-HOLD_SECONDS = 240.0
+HOLD_SECONDS = 280.0
 """For how long the smaller fleet must have been enough."""
 HALF_LIFE_SECONDS = 600.0
 WINDOW_SECONDS = 1800.0
@@ -70,6 +75,11 @@ class FleetFacts:
     """Of the mean pod, `pooling.pooled`."""
     counts: Sequence[float]
     """Arrivals in bins of BIN_SECONDS, oldest first; those that silent pods got made up for."""
+    ready: Sequence[int]
+    """Pods that were ready, bin by bin."""
+    judged: float
+    """Requests of this time whose time per output token is known, and, in `slow`, those that missed the promise."""
+    slow: float
     start_up_seconds: float
     load_ratio: float | None = None
     """Sum over the pods, for when no model can be made."""
@@ -96,6 +106,8 @@ def advise_fleet(facts: FleetFacts, wishes: Sequence[Wish] = ()) -> FleetAdvice:
     due = seen.least_rate + seen.trend * (facts.start_up_seconds + READY_SLACK_SECONDS)
     replay = _Replay(model, moved(facts.counts, due, seen.most_rate, MOST_GROWTH), facts.demand)
     ranks = facts.demand.ranks if facts.demand is not None else 1
+    correction = _correction(facts, _Replay(model, facts.counts, facts.demand), ranks)
+    replay.correct(correction)
     needed = _smallest(lambda pods: replay.excess(pods * ranks) <= 1, facts.replicas)
     safer = max(needed, _smallest(lambda pods: replay.excess(pods * ranks) <= SAFER_RATIO, needed))
     backlog = max(facts.waiting - _USUAL_WAITING * facts.replicas, 0)
@@ -110,6 +122,7 @@ def advise_fleet(facts: FleetFacts, wishes: Sequence[Wish] = ()) -> FleetAdvice:
         "due_level_per_second": due,
         "burstiness": seen.burstiness,
         "minute_burstiness": seen.minute_burstiness,
+        "slow_correction_ratio": correction,
         "prefill_seconds_per_request": model.prefill_seconds,
         "decode_seconds_per_request": model.decode_seconds,
         "start_up_seconds": facts.start_up_seconds,
@@ -133,6 +146,7 @@ class _Replay:
         # Decoding spreads a burst over the time that requests stay; prefill takes it as it comes.
         follow = min(BIN_SECONDS / max(model.residence_seconds, BIN_SECONDS), 1.0)
         level = counts[0]
+        self._counts = counts
         self._rates: list[float] = []
         for count in counts:
             level += follow * (count - level)
@@ -144,6 +158,20 @@ class _Replay:
         self._whole = math.fsum(self._weights)
         self._patience = (demand.slo_ttft_seconds if demand is not None else None) or math.inf
         self._found: dict[int, float] = {}
+        self._correction = 1.0
+
+    def correct(self, correction: float) -> None:
+        """Slow requests are so many times as many as the model has them."""
+        self._correction = correction
+
+    def slow_requests(self, engines: Sequence[int]) -> float:
+        """Those that the model has with so many engines, bin by bin, all counted alike."""
+        per_second = ((rate + ahead) / 2 for rate, ahead in zip(self._rates, self._ahead, strict=True))
+        return math.fsum(
+            count * min(self._model.misses(rate / number, number).slow, _MOST_SLOW)
+            for count, rate, number in zip(self._counts, per_second, engines, strict=True)
+            if count and number
+        )
 
     def excess(self, engines: int) -> float:
         """The larger of the shares of requests that miss, over what is allowed: above 1 the fleet is too small."""
@@ -181,7 +209,7 @@ class _Replay:
                 else:
                     late += weight * (late_at[below] + (late_at[below + 1] - late_at[below]) * (place - below))
             backlog = after
-        return max(slow / SLOW_RATIO, late / LATE_RATIO) / self._whole
+        return max(self._correction * slow / SLOW_RATIO, late / LATE_RATIO) / self._whole
 
 
 @functools.lru_cache(maxsize=8)
@@ -190,6 +218,15 @@ def _model(demand: Demand | None) -> Attainment | None:
     if demand is None or demand.cost is None or demand.pool_slots is None:
         return None
     return Attainment(demand)
+
+
+def _correction(facts: FleetFacts, replay: "_Replay", ranks: int) -> float:
+    """How many times as many requests were slow as the model has for the fleet that there was."""
+    if not facts.judged:
+        return 1.0
+    expected = SEEN_RATIO * replay.slow_requests([ready * ranks for ready in facts.ready])
+    doubt = _DOUBT_RATIO * facts.judged + _DOUBT_REQUESTS
+    return min(max((facts.slow + doubt) / (expected + doubt), LEAST_CORRECTION), MOST_CORRECTION)
 
 
 def _settled(facts: FleetFacts, wishes: Sequence[Wish], needed: int, safer: int) -> tuple[int, tuple[Wish, ...]]:

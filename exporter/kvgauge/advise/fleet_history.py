@@ -27,6 +27,12 @@ class PodReport:
     read_seconds: float | None
     """When it told; None: never so far."""
     demand: Demand | None = None
+    arrived_total: float | None = None
+    """Requests that ever came to it."""
+    judged_total: float | None = None
+    """Requests that finished and whose time per output token is known."""
+    slow_total: float | None = None
+    """Those of them that took longer for it than promised."""
     waiting: int = 0
     load_ratio: float | None = None
 
@@ -37,6 +43,8 @@ class _Pod:
     was_ready: bool
     read_seconds: float
     arrived: float
+    judged: float = 0.0
+    slow: float = 0.0
 
 
 class FleetHistory:
@@ -45,6 +53,10 @@ class FleetHistory:
     def __init__(self) -> None:
         self._pods: dict[str, _Pod] = {}
         self._bins: deque[float] = deque()
+        # Beside each bin: pods that were ready, requests that were judged in it, and those of them that were slow.
+        self._ready: deque[int] = deque()
+        self._judged: deque[float] = deque()
+        self._slow: deque[float] = deque()
         self._newest = 0
         """Number of the newest bin, counted from the clock's zero."""
         self._start_ups: deque[float] = deque(maxlen=8)
@@ -52,10 +64,11 @@ class FleetHistory:
         self._pooled_seconds = -math.inf
 
     def remember(self, pods: Sequence[PodReport], now_seconds: float) -> None:
-        """One look at the pods. Arrivals count from a pod's first reading on."""
+        """One look at the pods. Arrivals count from a pod's first reading on, or from its start where that was seen."""
         self._reach(now_seconds)
         for pod in pods:
             self._remember_pod(pod, now_seconds)
+        self._ready[-1] = sum(pod.ready for pod in pods)
         gone = self._pods.keys() - {pod.name for pod in pods}
         for name in gone:
             del self._pods[name]
@@ -70,6 +83,7 @@ class FleetHistory:
         telling = len(ready) - len(silent)
         # A router gives a silent pod as much as the others.
         share = len(ready) / telling if telling else 1.0
+        bins = self._whole_bins(now_seconds)
         loads = [pod.load_ratio for pod in ready if pod.load_ratio is not None and pod not in silent]
         return FleetFacts(
             seconds=now_seconds,
@@ -78,7 +92,10 @@ class FleetHistory:
             silent=len(silent),
             waiting=sum(pod.waiting for pod in ready if pod not in silent),
             demand=self._demand,
-            counts=[count * share for count in self._whole_bins(now_seconds)],
+            counts=[count * share for count in bins],
+            ready=list(self._ready)[: len(bins)],
+            judged=math.fsum(self._judged),
+            slow=math.fsum(self._slow),
             start_up_seconds=max(self._start_ups, default=USUAL_START_UP_SECONDS),
             load_ratio=math.fsum(loads) * share if loads else None,
         )
@@ -93,9 +110,9 @@ class FleetHistory:
         if known is None:
             known = self._pods[pod.name] = _Pod(now_seconds, pod.ready, math.nan, math.nan)
         elif pod.ready and not known.was_ready:
-            known.was_ready = True
+            known.was_ready, known.arrived, known.read_seconds = True, 0.0, now_seconds - BIN_SECONDS
             self._start_ups.append(now_seconds - known.first_seconds)
-        arrived = pod.demand.arrived_total if pod.demand is not None else None
+        arrived = pod.arrived_total
         if arrived is None or pod.read_seconds is None or pod.read_seconds == known.read_seconds:
             return
         if not math.isnan(known.arrived):
@@ -103,6 +120,12 @@ class FleetHistory:
             new = arrived - known.arrived if arrived >= known.arrived else arrived
             self._count(new, max(known.read_seconds, pod.read_seconds - _LATE_SECONDS), pod.read_seconds)
         known.read_seconds, known.arrived = pod.read_seconds, arrived
+        judged, slow = pod.judged_total, pod.slow_total
+        if judged is not None and slow is not None:
+            if judged >= known.judged:
+                self._judged[-1] += judged - known.judged
+                self._slow[-1] += max(slow - known.slow, 0.0)
+            known.judged, known.slow = judged, slow
 
     def _count(self, arrivals: float, begin_seconds: float, end_seconds: float) -> None:
         """Spreads arrivals evenly over the bins of a stretch of time."""
@@ -122,7 +145,11 @@ class FleetHistory:
         if not self._bins:
             self._newest = number - 1
         while self._newest < number:
-            self._bins.append(0.0)
             self._newest += 1
+            self._bins.append(0.0)
+            self._judged.append(0.0)
+            self._slow.append(0.0)
+            self._ready.append(self._ready[-1] if self._ready else 0)
         while len(self._bins) > WINDOW_SECONDS / BIN_SECONDS:
-            self._bins.popleft()
+            for each in (self._bins, self._judged, self._slow, self._ready):
+                each.popleft()

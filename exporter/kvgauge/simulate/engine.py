@@ -473,4 +473,7 @@ class PagedEngine:
         self._counts.preemptions.observe(sequence.preemptions)
         self._counts.queue_seconds.observe(sequence.admitted_seconds - request.arrival_seconds)
         self._counts.e2e_seconds.observe(self._clock - request.arrival_seconds)
-        self._on_finish(FinishedRequest(request, sequence.first_token_seconds, self._clock, sequence.preemptions))
+        done = FinishedRequest(request, sequence.first_token_seconds, self._clock, sequence.preemptions)
+        if (token_seconds := done.tpot_seconds) is not None:
+            self._counts.token_seconds.observe(token_seconds)
+        self._on_finish(done)

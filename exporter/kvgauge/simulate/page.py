@@ -167,6 +167,11 @@ class VllmPage(Collector):
             ("iteration_tokens_total", "Histogram of number of tokens per engine_step.", state.step_tokens),
             ("time_to_first_token_seconds", "Histogram of time to first token in seconds.", state.ttft_seconds),
             ("inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", state.inter_token_seconds),
+            (
+                "request_time_per_output_token_seconds",
+                "Histogram of time_per_output_token_seconds per request.",
+                state.token_seconds,
+            ),
             ("e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", state.e2e_seconds),
             (
                 "request_queue_time_seconds",

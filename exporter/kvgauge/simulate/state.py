@@ -62,6 +62,8 @@ class EngineState:
     step_tokens: Distribution
     ttft_seconds: Distribution
     inter_token_seconds: Distribution
+    token_seconds: Distribution
+    """Mean time per output token after the first, of finished requests with more than one."""
     queue_seconds: Distribution
     """From arrival to first admission, of finished requests."""
     e2e_seconds: Distribution
@@ -89,6 +91,7 @@ class Counts:
         self.step_tokens = Tally(STEP_TOKENS_BOUNDS)
         self.ttft_seconds = Tally(TTFT_BOUNDS)
         self.inter_token_seconds = Tally(TOKEN_LATENCY_BOUNDS)
+        self.token_seconds = Tally(TOKEN_LATENCY_BOUNDS)
         self.queue_seconds = Tally(REQUEST_LATENCY_BOUNDS)
         self.e2e_seconds = Tally(REQUEST_LATENCY_BOUNDS)
 
@@ -132,6 +135,7 @@ class Counts:
             step_tokens=self.step_tokens.snapshot(),
             ttft_seconds=self.ttft_seconds.snapshot(),
             inter_token_seconds=self.inter_token_seconds.snapshot(),
+            token_seconds=self.token_seconds.snapshot(),
             queue_seconds=self.queue_seconds.snapshot(),
             e2e_seconds=self.e2e_seconds.snapshot(),
         )
