@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvgauge.advise.lengths import Lengths, whole_lengths
-from kvgauge.advise.residing import Footprint, Window, footprint_from_bytes, moments_from_histograms, resident
+from kvgauge.advise.residing import (
+    Footprint,
+    Window,
+    footprint_from_bytes,
+    footprint_from_groups,
+    moments_from_histograms,
+    resident,
+)
+from kvmodel.engines.contract import PlanGroup
 from tests.advise.test_lengths import page
 
 
@@ -103,6 +111,47 @@ def test_windows_and_state_do_not_grow() -> None:
 def test_bytes_become_slots() -> None:
     footprint = footprint_from_bytes(4096, growth_bytes_per_token=1024, state_bytes_per_request=40_960, block_tokens=16)
     assert footprint.slots_at(1600) == 400 + 10
+
+
+def group(kind: str, block: int | None, window: int | None = None, held: int | None = None) -> PlanGroup:
+    return PlanGroup(kind, 1, block, 1, 1, window_tokens=window, blocks_per_request=held)
+
+
+def test_groups_that_share_a_pool_become_one_footprint() -> None:
+    full, window = group("full", 16), group("window", 16, 128)
+    assert footprint_from_groups([full, window], 16) == Footprint(16, windows=(Window(128),))
+    # Where a block is worth less of the capacity than its tokens, since every group takes one.
+    assert footprint_from_groups([full, window, window, group("state", None, held=3)], 4) == Footprint(
+        16, 0.25, (Window(128, 0.5),), 12
+    )
+
+
+GROUPS = st.lists(
+    st.one_of(
+        st.builds(group, st.sampled_from(["full", "index"]), st.sampled_from([16, 32, 48])),
+        st.builds(group, st.just("window"), st.sampled_from([16, 32, 48]), st.integers(1, 400)),
+        st.builds(group, st.just("state"), st.none(), st.none(), st.integers(1, 4)),
+    ),
+    min_size=1,
+    max_size=5,
+).filter(lambda groups: any(each.block_tokens for each in groups))
+
+
+@given(GROUPS, st.integers(1, 600), st.floats(1, 64))
+def test_groups_hold_no_more_than_their_footprint(groups: list[PlanGroup], tokens: int, slots: float) -> None:
+    footprint = footprint_from_groups(groups, slots)
+    assert footprint is not None
+    # A group's block counts one byte here.
+    held = slots * max(sum(each.held_bytes(length) for each in groups) for length in range(1, tokens + 1))
+    assert held <= footprint.most_slots(tokens) * (1 + 1e-9)
+    # At most a block too many for each group that rounds differently from the others, and for each window.
+    assert footprint.most_slots(tokens) <= held + 3 * slots * len(groups)
+
+
+def test_groups_that_do_not_share_a_pool_or_count_no_tokens_have_no_footprint() -> None:
+    assert footprint_from_groups([PlanGroup("full", 1, 16, 1, 1, num_blocks=10)], 16) is None
+    assert footprint_from_groups([group("state", None, held=1)], 16) is None
+    assert footprint_from_groups([], 16) is None
 
 
 def test_an_observed_mean_is_taken_over() -> None:

@@ -5,17 +5,20 @@ prompt s and output o, independent, and after k of o steps, it has s + k tokens:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import mul
 
 from kvgauge.advise.lengths import Lengths, lengths_of
 from kvgauge.observe.records import Histogram
+from kvmodel.engines.contract import PlanGroup
 
 _SHARING_RATIO = 0.8
 """Alike requests that hold less than this of what they should hold must be sharing it."""
 _MIXED_RATIO = 0.5
 """Variance over squared mean from which on outputs are too mixed for a batch to keep in step."""
 _RENEWAL_STEPS = 32
+_HELD_WHATEVER_ITS_LENGTH = frozenset({"state", "cross"})
 _MOST_ENDS = 8
 
 
@@ -80,6 +83,32 @@ def footprint_from_bytes(
         slots_per_token=growth_bytes_per_token / bytes_per_slot,
         state_slots=state_bytes_per_request / bytes_per_slot,
     )
+
+
+def footprint_from_groups(groups: Sequence[PlanGroup], slots_per_block: float) -> Footprint | None:
+    """The footprint where the engine's groups are known and draw on one pool of blocks, each worth `slots_per_block`
+    of the pool's slots: its capacity over its blocks, the null block counted in both.
+
+    A group takes whole blocks of its own, so groups of several block sizes are reckoned in the smallest with what the
+    others may round up to beyond it. None where groups have pools of their own, or none counts tokens.
+    """
+    counted = [(group, group.block_tokens) for group in groups if group.kind not in _HELD_WHATEVER_ITS_LENGTH]
+    sizes = [size for _, size in counted if size is not None]
+    if not sizes or len(sizes) < len(counted) or any(group.num_blocks is not None for group in groups):
+        return None
+    block = min(sizes)
+    growth = constant = 0.0
+    windows: dict[int, float] = {}
+    for group, size in zip([group for group, _ in counted], sizes, strict=True):
+        slots_per_token = slots_per_block / size
+        constant += slots_per_token * (size - math.gcd(size, block))
+        if group.window_tokens is None:
+            growth += slots_per_token
+        else:
+            tokens = group.window_tokens if size == block else -(-group.window_tokens // size) * size
+            windows[tokens] = windows.get(tokens, 0.0) + slots_per_token
+    held = sum(group.blocks_per_request or 1 for group in groups if group.kind in _HELD_WHATEVER_ITS_LENGTH)
+    return Footprint(block, growth, tuple(Window(*each) for each in windows.items()), constant + held * slots_per_block)
 
 
 @dataclass(frozen=True, slots=True)
