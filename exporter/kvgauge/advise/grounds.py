@@ -6,8 +6,10 @@ It changes slowly and takes half a millisecond to reckon, so it is kept for some
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kvgauge.advise.demand import thinned
 from kvgauge.advise.history import History
 from kvgauge.advise.learning import Learned
+from kvgauge.advise.lengths import Lengths
 from kvgauge.advise.pools import Pool
 from kvgauge.advise.residing import Resident, resident
 from kvgauge.advise.safety import FULL_RATIO, PREEMPTED_RATIO, SafeRequests, safe_requests
@@ -62,6 +64,8 @@ class Grounds:
     observed_slots: float | None
     """What a running request was seen to hold on average, where that is used."""
     computed_ratio: float
+    outputs: Lengths | None
+    """The learned ones in few points."""
     prompt_tokens: float
     """Means; 0 while no lengths are known."""
     output_tokens: float
@@ -119,6 +123,7 @@ def _reckon(case: Case, history: History, at_seconds: float) -> Grounds:
         steps=steps,
         observed_slots=observed,
         computed_ratio=computed_ratio,
+        outputs=thinned(learned.outputs) if learned is not None else None,
         prompt_tokens=learned.prompts.mean if learned is not None else 0.0,
         output_tokens=output,
         to_come_tokens=learned.outputs.moment(2) / output / 2 if learned is not None else 0.0,

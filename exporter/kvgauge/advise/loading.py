@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-from kvgauge.advise.demand import thinned
 from kvgauge.advise.grounds import Grounds, Limit
 from kvgauge.advise.history import History
 from kvgauge.advise.safety import forecast, running_requests, typical_requests
@@ -131,8 +130,8 @@ def exhaustion_seconds(presence: Presence, grounds: Grounds, history: History) -
 
 def _grown_seconds(presence: Presence, grounds: Grounds, history: History) -> float:
     """Seconds until those that run have filled the pool, if nobody is admitted (Past-Future)."""
-    learned, running = grounds.learned, presence.running
-    if learned is None or not running:
+    outputs, running = grounds.outputs, presence.running
+    if outputs is None or not running:
         return math.inf
     per_token = grounds.case.pools[0].footprint.slots_per_token
     pool = sum(each.slots for each in grounds.case.pools)
@@ -145,7 +144,6 @@ def _grown_seconds(presence: Presence, grounds: Grounds, history: History) -> fl
     if step is None:
         return math.inf
     longest = float(grounds.case.longest_tokens or math.inf)
-    outputs = thinned(learned.outputs)
     batch = running_requests(history.running_tokens, outputs, running, longest) or typical_requests(
         presence.active_tokens, running, outputs
     )

@@ -17,8 +17,8 @@ from kvmodel.engines.contract import PlanGroup
 
 _KEEPS_A_BLOCK = frozenset({"vllm"})
 """Engines whose stated capacity holds a block that no request gets: vLLM's null block."""
-_GROWING = frozenset({"full", "index"})
 _WINDOWED = frozenset({"window", "chunk"})
+_COUNTS_TOKENS = frozenset({"full", "index"}) | _WINDOWED
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +97,25 @@ def _plan(assessment: Assessment, rank: RankReading, memo: Memo) -> EnginePlan |
 
 def _shared(slots: float, capacity: int, unit: float, groups: Sequence[PlanGroup]) -> Pool:
     """Groups that draw on the same blocks, each block `unit` slots."""
-    sizes = [group.block_tokens for group in groups if group.block_tokens and group.kind in _GROWING | _WINDOWED]
-    block_tokens = min(sizes, default=1)
-    per_token = unit / block_tokens
-    growing = [group for group in groups if group.kind in _GROWING]
-    windowed = [group for group in groups if group.kind in _WINDOWED]
-    constant = [group for group in groups if group.kind not in _GROWING | _WINDOWED]
-    held_blocks = sum(group.blocks_per_request or 1 for group in constant)
-    footprint = Footprint(
-        block_tokens,
-        slots_per_token=sum(unit / (group.block_tokens or block_tokens) for group in growing),
-        windows=tuple(Window(group.window_tokens or 1, per_token) for group in windowed),
-        state_slots=held_blocks * unit,
-    )
-    has_state = any(group.kind == "state" for group in constant)
+    counted = [(group, group.block_tokens) for group in groups if group.block_tokens and group.kind in _COUNTS_TOKENS]
+    constant = [group for group in groups if group.kind not in _COUNTS_TOKENS]
+    block_tokens = min([size for _, size in counted], default=1)
+    per_token, windows = 0.0, []
+    held_slots = unit * sum(group.blocks_per_request or 1 for group in constant)
+    for group, size in counted:
+        # A group with larger blocks may round up by as much more.
+        held_slots += unit / size * (size - block_tokens)
+        if group.window_tokens is None:
+            per_token += unit / size
+        else:
+            windows.append(Window(group.window_tokens, unit / size))
+    states = sum(group.blocks_per_request or 1 for group in constant if group.kind == "state")
     return Pool(
         slots,
         capacity,
-        footprint,
-        state_requests=int(slots / (held_blocks * unit)) if has_state and held_blocks else None,
-        windows=len(windowed),
+        Footprint(block_tokens, per_token, tuple(windows), held_slots),
+        state_requests=int(slots / (states * unit)) if states else None,
+        windows=len(windows),
     )
 
 

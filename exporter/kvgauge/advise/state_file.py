@@ -25,7 +25,7 @@ _MOST_FIGURE = 1e15
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class Subject:
     """What lengths and speeds belong to. Empty or None: not known."""
 
     engine: str
@@ -42,13 +42,13 @@ class Kept:
     steps: StepRecord | None
 
 
-def served_by(observation: Observation) -> Served | None:
+def subject_of(observation: Observation) -> Subject | None:
     """None without an engine: then it is not known either."""
     engine = observation.engine
     if engine is None:
         return None
     gpus = sorted({f"{gpu.name} {gpu.mig}".strip() for gpu in observation.gpus})
-    return Served(engine.engine, engine.model, engine.max_model_len, ", ".join(gpus))
+    return Subject(engine.engine, engine.model, engine.max_model_len, ", ".join(gpus))
 
 
 class StateFile:
@@ -63,7 +63,7 @@ class StateFile:
 
     def follow(self, observation: Observation, history: History) -> None:
         """One tick, which `history` has not been told of yet."""
-        served = served_by(observation)
+        served = subject_of(observation)
         if served is None:
             return
         if not self._is_read:
@@ -78,7 +78,7 @@ class StateFile:
             self._saved_seconds = observation.monotonic_seconds
             self._write(served, Kept(history.kept(), history.steps.record()), observation.wall_seconds)
 
-    def _read(self, served: Served, wall_seconds: float) -> Kept | None:
+    def _read(self, served: Subject, wall_seconds: float) -> Kept | None:
         try:
             with self._path.open("rb") as file:
                 body = file.read(MOST_BYTES + 1)
@@ -92,7 +92,7 @@ class StateFile:
         logger.info("state_file: %s: taken up", self._path)
         return kept
 
-    def _write(self, served: Served, kept: Kept, wall_seconds: float) -> None:
+    def _write(self, served: Subject, kept: Kept, wall_seconds: float) -> None:
         stored = {
             "version": _VERSION,
             "wall_seconds": wall_seconds,
@@ -115,7 +115,7 @@ class _UnusableError(Exception):
     """Says why a file cannot be used."""
 
 
-def _parsed(body: bytes, served: Served, wall_seconds: float) -> Kept:
+def _parsed(body: bytes, served: Subject, wall_seconds: float) -> Kept:
     if len(body) > MOST_BYTES:
         raise _UnusableError(f"larger than {MOST_BYTES} bytes")
     try:
@@ -135,7 +135,7 @@ def _parsed(body: bytes, served: Served, wall_seconds: float) -> Kept:
     return Kept(lengths, StepRecord.read(stored.get("steps")))
 
 
-def _is_of(stored: object, served: Served) -> bool:
+def _is_of(stored: object, served: Subject) -> bool:
     """Whether it belongs to what is served; what is not known now does not matter."""
     if not isinstance(stored, Mapping):
         return False
