@@ -8,7 +8,7 @@ for each block, and a request holds blocks of every group. SGLang gives windows 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvgauge.advise.residing import Footprint, Window
+from kvgauge.advise.residing import Footprint, Window, footprint_from_groups
 from kvgauge.assess import Assessment, Memo, PoolAssessment
 from kvgauge.assess.forecasting import PoolQuestion, forecast_pool
 from kvgauge.observe.records import RankReading
@@ -18,7 +18,6 @@ from kvmodel.engines.contract import PlanGroup
 _KEEPS_A_BLOCK = frozenset({"vllm"})
 """Engines whose stated capacity holds a block that no request gets: vLLM's null block."""
 _WINDOWED = frozenset({"window", "chunk"})
-_COUNTS_TOKENS = frozenset({"full", "index"}) | _WINDOWED
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +96,15 @@ def _plan(assessment: Assessment, rank: RankReading, memo: Memo) -> EnginePlan |
 
 def _shared(slots: float, capacity: int, unit: float, groups: Sequence[PlanGroup]) -> Pool:
     """Groups that draw on the same blocks, each block `unit` slots."""
-    counted = [(group, group.block_tokens) for group in groups if group.block_tokens and group.kind in _COUNTS_TOKENS]
-    constant = [group for group in groups if group.kind not in _COUNTS_TOKENS]
-    block_tokens = min([size for _, size in counted], default=1)
-    per_token, windows = 0.0, []
-    held_slots = unit * sum(group.blocks_per_request or 1 for group in constant)
-    for group, size in counted:
-        # A group with larger blocks may round up by as much more.
-        held_slots += unit / size * (size - block_tokens)
-        if group.window_tokens is None:
-            per_token += unit / size
-        else:
-            windows.append(Window(group.window_tokens, unit / size))
-    states = sum(group.blocks_per_request or 1 for group in constant if group.kind == "state")
+    states = sum(group.blocks_per_request or 1 for group in groups if group.kind == "state")
+    # Where no group counts tokens, all that a request holds is its state.
+    footprint = footprint_from_groups(groups, unit) or Footprint(slots_per_token=0.0, state_slots=states * unit)
     return Pool(
         slots,
         capacity,
-        Footprint(block_tokens, per_token, tuple(windows), held_slots),
+        footprint,
         state_requests=int(slots / (states * unit)) if states else None,
-        windows=len(windows),
+        windows=sum(group.kind in _WINDOWED for group in groups),
     )
 
 
