@@ -10,7 +10,8 @@ of vLLM 0.32's scheduler for one full-attention cache group:
 - a decode takes a block when its last one is full; when none is free, the running sequence admitted last loses all its
   blocks, goes to the head of the queue and recomputes, and that step admits nobody;
 - the last sampled token is never written: prompt + output - 1 tokens are stored at most;
-- with prefix caching, leading blocks of the prompt that are cached are not computed again.
+- with prefix caching, leading blocks of the prompt that are cached are not computed again, nor are those that a
+  preempted sequence left behind, while nobody has taken them.
 
 Each decoding sequence gains exactly one token a step, so when it needs its next block and when it ends are known the
 moment it starts decoding. Between two events (an arrival, an end, a chunk of prefill, a pool run empty) the steps
@@ -23,7 +24,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 
-from kvgauge.simulate.prefix import PrefixCache
+from kvgauge.simulate.prefix import PrefixCache, Remainder
 from kvgauge.simulate.spec import EngineSpec, FinishedRequest, Request
 from kvgauge.simulate.state import Counts, EngineState
 
@@ -38,6 +39,8 @@ class _Sequence:
         "known",
         "last_step",
         "last_token_seconds",
+        "left",
+        "left_units",
         "preemptions",
         "request",
         "stored",
@@ -52,6 +55,9 @@ class _Sequence:
         """Tokens in the cache while it prefills; once it decodes they are `anchor` + the engine's step."""
         self.units: tuple[int, ...] = ()
         """Cached units of its prompt that it holds, perhaps with others."""
+        self.left: Remainder | None = None
+        """What it left in the cache when it was preempted, behind `left_units`."""
+        self.left_units: tuple[int, ...] = ()
         self.anchor: int | None = None
         self.last_step = 0
         self.preemptions = 0
@@ -385,9 +391,10 @@ class PagedEngine:
             prefix.queried_tokens += sequence.request.prompt_tokens
             prefix.hit_tokens += tokens
         taken = prefix.hold(found)
-        self._free_blocks -= taken
-        sequence.units, sequence.stored = found, tokens
-        self._read_tokens += tokens
+        own = prefix.take_back(sequence.left) if sequence.left is not None and found == sequence.left_units else 0
+        self._free_blocks -= taken + own
+        sequence.units, sequence.stored = found, tokens + own * self.spec.block_tokens
+        self._read_tokens += sequence.stored
         if found:
             self._shared_tokens += tokens - taken // prefix.unit_blocks(sequence.request) * (
                 sequence.request.prefix_block_tokens
@@ -417,9 +424,11 @@ class PagedEngine:
         stored = self._stored(sequence)
         blocks = self.spec.blocks_for(stored)
         self._read_tokens -= stored
-        if self._prefix is not None and sequence.units:
+        if self._prefix is not None:
             unit_blocks = self._prefix.unit_blocks(sequence.request)
             in_units = len(sequence.units) * unit_blocks
+            own = stored // self.spec.block_tokens - in_units
+            sequence.left, sequence.left_units = self._prefix.leave(own) if own else None, sequence.units
             freed = self._prefix.release(sequence.units, unit_blocks)
             self._shared_tokens -= (in_units - freed) * self.spec.block_tokens
             blocks += freed - in_units

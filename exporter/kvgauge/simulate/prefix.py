@@ -1,13 +1,21 @@
 """The prefix cache of a simulated engine: blocks that outlive their sequences until somebody needs the room.
 
 Kept by the units in which a trace names its prompts' blocks, each a whole number of the engine's. The rules are those
-of vLLM 0.32's block pool: a block that no live sequence holds stays findable and counts as free, the one longest unused
-is given away first, and a prompt is never found whole, since its last token must be computed to go on.
+of vLLM 0.32's block pool: a full block that no live sequence holds stays findable and counts as free, the one longest
+unused is given away first, after all that are not full, and a prompt is never found whole, since its last token must be
+computed to go on. What a sequence stores beyond its units is kept as long as they are, though only that sequence itself
+can find it, when it was preempted.
 """
 
 from collections import OrderedDict
 
 from kvgauge.simulate.spec import Request
+
+
+class Remainder:
+    """The full blocks that one sequence left behind its units."""
+
+    __slots__ = ()
 
 
 class PrefixCache:
@@ -16,8 +24,8 @@ class PrefixCache:
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
         self._holders: dict[int, int] = {}
-        # Units that no live sequence holds, the longest unused first, with the engine's blocks of each.
-        self._idle: OrderedDict[int, int] = OrderedDict()
+        # Blocks of units that no live sequence holds, and of what lay behind them, the longest unused first.
+        self._idle: OrderedDict[int | Remainder, int] = OrderedDict()
         self.idle_blocks = 0
         """Blocks that hold only reusable content: free for the asking."""
         self.queried_tokens = 0
@@ -66,6 +74,19 @@ class PrefixCache:
             added.append(unit)
         return tuple(added)
 
+    def leave(self, blocks: int) -> Remainder:
+        """A sequence lets go of this many full blocks of its own."""
+        remainder = Remainder()
+        self._idle[remainder] = blocks
+        self.idle_blocks += blocks
+        return remainder
+
+    def take_back(self, remainder: Remainder) -> int:
+        """The sequence holds its remainder again; returns the blocks, which were free until now."""
+        blocks = self._idle.pop(remainder, 0)
+        self.idle_blocks -= blocks
+        return blocks
+
     def release(self, units: tuple[int, ...], unit_blocks: int) -> int:
         """A sequence lets go of the units; returns the blocks that are free from now on, though still cached."""
         freed = 0
@@ -79,8 +100,15 @@ class PrefixCache:
         return freed
 
     def evict(self, free_blocks: int) -> None:
-        """Forgets the longest unused units until what nobody holds fits into the free blocks."""
+        """Forgets what is longest unused until what nobody holds fits into the free blocks."""
         while self.idle_blocks > free_blocks:
-            unit, blocks = self._idle.popitem(last=False)
-            del self._holders[unit]
+            oldest, blocks = self._idle.popitem(last=False)
+            excess = self.idle_blocks - free_blocks
+            if not isinstance(oldest, Remainder):
+                del self._holders[oldest]
+            elif blocks > excess:
+                # Its end goes first, and its beginning remains the oldest.
+                self._idle[oldest] = blocks - excess
+                self._idle.move_to_end(oldest, last=False)
+                blocks = excess
             self.idle_blocks -= blocks
