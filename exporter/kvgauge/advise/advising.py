@@ -15,6 +15,7 @@ from kvgauge.advise.history import History
 from kvgauge.advise.learning import LengthSummary
 from kvgauge.advise.loading import HEADROOM_RATIO, HORIZON_SECONDS, Load, Presence, exhaustion_seconds, load_of
 from kvgauge.advise.pools import pools_of
+from kvgauge.advise.served import Served, served_by
 from kvgauge.advise.stepping import reading_seconds
 from kvgauge.advise.wording import sentences
 from kvgauge.assess import Assessment
@@ -50,6 +51,8 @@ class Advice:
     output_tokens: LengthSummary | None
     demand: Demand | None = None
     """What a fleet is reckoned with; None while no length is known."""
+    served: Served | None = None
+    """What was served so far; None while the engine is not seen."""
 
 
 def advise(
@@ -69,8 +72,9 @@ def advise(
     engine = observation.engine
     if engine is None:
         return _invalid(observation, "The engine's figures are missing or too old to advise from.")
+    served = served_by(history.arrivals.total, history.token_seconds, slo_tpot_seconds)
     if engine.asleep:
-        return _invalid(observation, "The engine is asleep: its KV pool is given back.")
+        return _invalid(observation, "The engine is asleep: its KV pool is given back.", served)
     history.steps.observe(
         engine.ranks, reading_seconds(observation), assessment.step_cost, assessment.max_num_batched_tokens
     )
@@ -78,14 +82,18 @@ def advise(
     pools = pools_of(assessment, history.memo)
     if presence is None or not pools:
         return _invalid(
-            observation, "The engine does not tell its KV capacity, occupancy or queue, so no limit can be computed."
+            observation,
+            "The engine does not tell its KV capacity, occupancy or queue, so no limit can be computed.",
+            served,
         )
     case = Case(pools, engine.max_model_len, max_num_seqs, slo_ttft_seconds, slo_tpot_seconds)
     grounds = grounds_for(case, history, observation.monotonic_seconds)
     binding = grounds.binding
     if binding is None or (grounds.learned is None and engine.max_model_len is None):
         return _invalid(
-            observation, "No request has finished yet and max_model_len is not known: a request can be of any size."
+            observation,
+            "No request has finished yet and max_model_len is not known: a request can be of any size.",
+            served,
         )
     load = load_of(presence, grounds, binding, history)
     ratio = history.damper.follow(load.ratio, presence.running + presence.queued, observation.monotonic_seconds)
@@ -107,6 +115,7 @@ def advise(
         prompt_tokens=learned.prompt_summary if learned is not None else None,
         output_tokens=learned.output_summary if learned is not None else None,
         demand=_demand(grounds, assessment, history),
+        served=served,
     )
 
 
@@ -114,7 +123,7 @@ def _engine_age(observation: Observation) -> float | None:
     return next((state.age_seconds for state in observation.sources if state.source == "engine"), None)
 
 
-def _invalid(observation: Observation, why: str) -> Advice:
+def _invalid(observation: Observation, why: str, served: Served | None = None) -> Advice:
     return Advice(
         wall_seconds=observation.wall_seconds,
         valid=False,
@@ -130,6 +139,7 @@ def _invalid(observation: Observation, why: str) -> Advice:
         terms={},
         prompt_tokens=None,
         output_tokens=None,
+        served=served,
     )
 
 
@@ -226,7 +236,7 @@ def _terms(presence: Presence, grounds: Grounds, load: Load, history: History) -
 
 def _demand(grounds: Grounds, assessment: Assessment, history: History) -> Demand | None:
     learned, case = grounds.learned, grounds.case
-    if learned is None:
+    if learned is None or grounds.outputs is None:
         return None
     last = history.demand
     if last is not None and last[0] is grounds:
@@ -234,7 +244,7 @@ def _demand(grounds: Grounds, assessment: Assessment, history: History) -> Deman
     found = Demand(
         arrived_total=history.arrivals.total,
         prompts=thinned(learned.prompts),
-        outputs=thinned(learned.outputs),
+        outputs=grounds.outputs,
         computed_ratio=grounds.computed_ratio,
         resident=grounds.resident,
         pool_slots=case.pools[0].slots,

@@ -29,6 +29,8 @@ _FULLEST = 0.97
 _OWN_PREFILL_RATIO = 0.3
 """Share of a request's own prefill in which those of others that came later delay it. Simulated engines: 0 to 0.5."""
 _CHUNK_TOKENS = 8192.0
+_REGROWN_RATIO = 0.5
+"""Share of what sequences grow at saturation that is thrown out and computed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class Misses:
 
 
 class Attainment:
-    """The model for one kind of engine and one mix of requests. Raises ValueError without a step cost or a pool."""
+    """The model for one kind of engine and one mix of requests. Raises ValueError without a step cost, with one by
+    which requests take no time, and without a pool."""
 
     def __init__(self, demand: Demand) -> None:
         cost, pool = demand.cost, demand.pool_slots
@@ -50,6 +53,7 @@ class Attainment:
             raise ValueError("demand has no step cost or no pool")
         self._demand = demand
         self._pool_slots = pool
+        self._cost = cost
         self._step_seconds = cost.fixed_seconds
         cached = 1.0 - demand.computed_ratio
         self._prefills = Lengths(
@@ -76,11 +80,15 @@ class Attainment:
         chunk = demand.max_num_batched_tokens or _CHUNK_TOKENS
         self._step_per_chunk = self._step_seconds / (chunk * cost.token_seconds) if cost.token_seconds else 0.0
         self.work_seconds = self.prefill_seconds + self.decode_seconds
+        if self.work_seconds <= 0:
+            raise ValueError("by the step cost of demand requests take no time")
         self.residence_seconds = 1.5 * output * self._step_seconds
         """How long a request decodes, at about a third of the load that an engine can bear."""
         self.most_per_second = _FULLEST / self.work_seconds
         """Arrivals of one engine from which on it does not keep up."""
         self._tables: dict[int, tuple[list[float], list[float]]] = {}
+        self.alone = self._at(1e-6 * self.most_per_second, 1)
+        """Misses of requests that have an engine to themselves: no number of engines helps these."""
 
     def misses(self, requests_per_second: float, engines: int) -> Misses:
         """Misses when each of `engines` engines gets that rate."""
@@ -92,11 +100,38 @@ class Attainment:
         part = place - below
         return Misses(*(each[below] + (each[below + 1] - each[below]) * part for each in (slow, late)))
 
+    def saturation_per_second(self) -> float:
+        """The rate of arrivals above which one engine's queue grows without end.
+
+        Whatever is used up as time goes by, slots of the pool, places in the batch and tokens of a step alike, an engine
+        has so much of it in each step, and a request takes some in each of its steps. At rate l steps take
+        t = f / (1 - l w); that l t times what a request takes is all there is gives l. For the pool (Nie, Si and Zhou
+        2026, arXiv 2605.04595) two things more: a prompt is admitted when it fits as a whole, so that half of the next
+        one stays empty, and what sequences grow while others wait has to be taken from those admitted last, which
+        compute it again. That is all growth where there is always a queue and none where there never is one, so half of
+        it is taken (simulated engines: 0.6 to 1.05 of all growth far beyond saturation).
+        """
+        demand, cost = self._demand, self._cost
+        prompts, output = demand.prompts, self._output_tokens
+        room = max(self._pool_slots - prompts.moment(2) / prompts.mean / 2, self._mean_slots)
+        again = _REGROWN_RATIO * output * (cost.token_seconds + cost.pair_seconds * self._mean_slots)
+        limits = [self._rate_that_fills(room, output * self._mean_slots, again)]
+        if demand.max_num_seqs is not None:
+            limits.append(self._rate_that_fills(demand.max_num_seqs, output))
+        chunk = demand.max_num_batched_tokens or _CHUNK_TOKENS
+        limits.append(self._rate_that_fills(chunk, demand.computed_ratio * prompts.mean + output))
+        return min(limits)
+
+    def _rate_that_fills(self, whole: float, taken: float, more_seconds: float = 0.0) -> float:
+        """Arrivals a second whose requests, each taking `taken` in all its steps together, fill `whole` in every step;
+        each adds `more_seconds` to the steps beyond its usual work."""
+        return 1 / (self._step_seconds * taken / whole + self.work_seconds + more_seconds)
+
     def table(self, engines: int) -> tuple[list[float], list[float]]:
         """(slow, late) at 0, 1, ... STEPS of so many parts of `most_per_second` for each engine."""
         found = self._tables.get(engines)
         if found is None:
-            slow, late = [0.0], [0.0]
+            slow, late = [self.alone.slow], [self.alone.late]
             for step in range(1, STEPS + 1):
                 missed = self._at(self.most_per_second * step / STEPS, engines)
                 # More load never makes it better; where a formula says so it has left its range.

@@ -18,7 +18,7 @@ from kvgauge.advise.arrivals import BIN_SECONDS, Arrivals, arrivals_of, moved
 from kvgauge.advise.attaining import STEPS, Attainment
 from kvgauge.advise.demand import Demand
 
-SLOW_RATIO = 0.1
+SLOW_RATIO = 0.075
 """Share of requests that the model may see miss the time per output token."""
 SEEN_RATIO = 0.33
 """Share of these that really miss, behind a router that evens the load out (simulated fleets); what the engines' pages
@@ -43,6 +43,8 @@ _DRAIN_LOAD = 0.9
 _USUAL_WAITING = 2
 """Requests that may wait in each pod without being a backlog."""
 _TARGET_LOAD_RATIO = 0.85
+LEAST_FINISHED = 30
+"""Requests from which on their lengths say something."""
 _LEAST_SECONDS = 45.0
 """Before this much was seen, nothing is changed."""
 _MOST_REPLICAS = 1000
@@ -99,20 +101,22 @@ def advise_fleet(facts: FleetFacts, wishes: Sequence[Wish] = ()) -> FleetAdvice:
     """The rule. `wishes` are those of the answer before."""
     if len(facts.counts) * BIN_SECONDS < _LEAST_SECONDS:
         return _held(facts, wishes, "Too little was seen so far to change anything.")
+    if facts.demand is None or facts.demand.finished < LEAST_FINISHED:
+        return _held(facts, wishes, f"Fewer than {LEAST_FINISHED} requests have finished so far: nothing is changed.")
     model = _model(facts.demand)
     if model is None:
         return _by_load(facts, wishes)
     seen = arrivals_of(facts.counts)
     due = seen.least_rate + seen.trend * (facts.start_up_seconds + READY_SLACK_SECONDS)
-    replay = _Replay(model, moved(facts.counts, due, seen.most_rate, MOST_GROWTH), facts.demand)
-    ranks = facts.demand.ranks if facts.demand is not None else 1
-    correction = _correction(facts, _Replay(model, facts.counts, facts.demand), ranks)
+    replay = _Replay(model, moved(facts.counts, due, seen.most_rate, MOST_GROWTH), facts.demand.slo_ttft_seconds)
+    ranks = facts.demand.ranks
+    correction = _correction(facts, _Replay(model, facts.counts, None), ranks)
     replay.correct(correction)
     needed = _smallest(lambda pods: replay.excess(pods * ranks) <= 1, facts.replicas)
     safer = max(needed, _smallest(lambda pods: replay.excess(pods * ranks) <= SAFER_RATIO, needed))
     backlog = max(facts.waiting - _USUAL_WAITING * facts.replicas, 0)
     drain = (seen.minute_rate + backlog / DRAIN_SECONDS) * model.work_seconds / (_DRAIN_LOAD * ranks)
-    by_backlog = max(math.ceil(drain - 0.05), 1) if backlog else 1
+    by_backlog = min(max(math.ceil(drain - 0.05), 1), _MOST_REPLICAS) if backlog else 1
     replicas, kept = _settled(facts, wishes, max(needed, by_backlog), max(safer, by_backlog))
     terms: dict[str, float | int | None] = {
         "arrivals_per_second": seen.minute_rate,
@@ -125,6 +129,8 @@ def advise_fleet(facts: FleetFacts, wishes: Sequence[Wish] = ()) -> FleetAdvice:
         "slow_correction_ratio": correction,
         "prefill_seconds_per_request": model.prefill_seconds,
         "decode_seconds_per_request": model.decode_seconds,
+        "slow_alone_ratio": model.alone.slow,
+        "late_alone_ratio": model.alone.late,
         "start_up_seconds": facts.start_up_seconds,
         "replicas_by_replay": needed,
         "replicas_by_backlog": by_backlog,
@@ -139,7 +145,7 @@ def advise_fleet(facts: FleetFacts, wishes: Sequence[Wish] = ()) -> FleetAdvice:
 class _Replay:
     """The arrivals, played against fleets of engines."""
 
-    def __init__(self, model: Attainment, counts: Sequence[float], demand: Demand | None) -> None:
+    def __init__(self, model: Attainment, counts: Sequence[float], patience_seconds: float | None) -> None:
         self._model = model
         number = len(counts)
         work = model.work_seconds
@@ -156,7 +162,7 @@ class _Replay:
         fade = 0.5 ** (BIN_SECONDS / HALF_LIFE_SECONDS)
         self._weights = [count * fade ** (number - 1 - place) for place, count in enumerate(counts)]
         self._whole = math.fsum(self._weights)
-        self._patience = (demand.slo_ttft_seconds if demand is not None else None) or math.inf
+        self._patience = patience_seconds or math.inf
         self._found: dict[int, float] = {}
         self._correction = 1.0
 
@@ -182,7 +188,8 @@ class _Replay:
     def _excess(self, engines: int) -> float:
         if not self._whole:
             return 0.0
-        slow_at, late_at = self._model.table(engines)
+        # What an engine misses even without a load is nothing that more of them would change.
+        slow_at, late_at = ([share - shares[0] for share in shares] for shares in self._model.table(engines))
         work, prefill = self._model.work_seconds, 2 * self._model.prefill_seconds
         # Rates are looked up in a table of steps; a backlog counts as the rate that would bring it in one bin.
         steps = STEPS / self._model.most_per_second
@@ -213,11 +220,12 @@ class _Replay:
 
 
 @functools.lru_cache(maxsize=8)
-def _model(demand: Demand | None) -> Attainment | None:
+def _model(demand: Demand) -> Attainment | None:
     """The tables of one mix serve as long as it does not change."""
-    if demand is None or demand.cost is None or demand.pool_slots is None:
+    try:
+        return Attainment(demand)
+    except ValueError:
         return None
-    return Attainment(demand)
 
 
 def _correction(facts: FleetFacts, replay: "_Replay", ranks: int) -> float:
@@ -231,21 +239,31 @@ def _correction(facts: FleetFacts, replay: "_Replay", ranks: int) -> float:
 
 def _settled(facts: FleetFacts, wishes: Sequence[Wish], needed: int, safer: int) -> tuple[int, tuple[Wish, ...]]:
     """More at once; fewer when the safer fleet was smaller for long enough."""
-    begin = facts.seconds - HOLD_SECONDS
-    kept = (*(wish for wish in wishes if begin <= wish.seconds < facts.seconds), Wish(facts.seconds, safer))
+    kept = (*_kept(wishes, facts.seconds), Wish(facts.seconds, safer))
     if needed > facts.replicas:
         return needed, kept
-    if facts.silent:
+    begin = facts.seconds - HOLD_SECONDS
+    # Whoever has not looked for long enough cannot say that it was so for long enough.
+    if facts.silent or kept[0].seconds > begin:
         return facts.replicas, kept
-    highest = max(max(wish.replicas for wish in kept), needed)
+    highest = max(needed, *(wish.replicas for wish in kept if wish.seconds >= begin))
     return min(facts.replicas, highest), kept
+
+
+def _kept(wishes: Sequence[Wish], now_seconds: float) -> tuple[Wish, ...]:
+    """Those of the time in which a smaller fleet must have been enough, and the last one before it, which shows that it
+    is the whole of that time."""
+    begin = now_seconds - HOLD_SECONDS
+    past = [wish for wish in wishes if wish.seconds < now_seconds]
+    before = [wish for wish in past if wish.seconds <= begin]
+    return (*before[-1:], *(wish for wish in past if wish.seconds > begin))
 
 
 def _by_load(facts: FleetFacts, wishes: Sequence[Wish]) -> FleetAdvice:
     """Without a step cost or lengths: the sum of the pods' load ratios over the share that each should have."""
     if facts.load_ratio is None:
-        return _held(facts, wishes, "No request has finished yet, or the pods do not tell: nothing is changed.")
-    needed = max(math.ceil(facts.load_ratio / _TARGET_LOAD_RATIO - 1e-9), 1)
+        return _held(facts, wishes, "The pods tell neither speed nor load: nothing is changed.")
+    needed = max(math.ceil(min(facts.load_ratio / _TARGET_LOAD_RATIO, _MOST_REPLICAS) - 1e-9), 1)
     replicas, kept = _settled(facts, wishes, needed, needed)
     words = f"The pods' load ratios add up to {facts.load_ratio:.2f}; at {_TARGET_LOAD_RATIO:.2f} each: {replicas}."
     terms = {"load_ratio": facts.load_ratio, "replicas_by_load": needed, "pods_silent": facts.silent}
@@ -253,9 +271,8 @@ def _by_load(facts: FleetFacts, wishes: Sequence[Wish]) -> FleetAdvice:
 
 
 def _held(facts: FleetFacts, wishes: Sequence[Wish], why: str) -> FleetAdvice:
-    begin = facts.seconds - HOLD_SECONDS
-    kept = tuple(wish for wish in wishes if wish.seconds >= begin)
-    return FleetAdvice(facts.replicas, kept, {"pods_silent": facts.silent}, (why,))
+    terms = {"pods_silent": facts.silent}
+    return FleetAdvice(facts.replicas, _kept(wishes, facts.seconds), terms, (why,))
 
 
 def _smallest(enough: Callable[[int], bool], guess: int) -> int:

@@ -14,8 +14,10 @@ SILENT_SECONDS = 15.0
 """A ready pod that has told nothing for so long is silent."""
 USUAL_START_UP_SECONDS = 120.0
 _POOL_SECONDS = 60.0
-_LATE_SECONDS = 60.0
-"""Arrivals that come to light after a gap in the readings are spread over it, as far back as this."""
+_YOUNG_REQUESTS = 100
+"""As long as fewer have finished, their lengths are looked at anew each time."""
+_MOST_MADE_UP = 4.0
+"""So many times as much as was told is believed to have come, at most: little that was told says little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,17 @@ class PodReport:
 
 @dataclass(slots=True)
 class _Pod:
+    """What is remembered of a pod. Not a number: that reading is still to come, and begins what is counted."""
+
     first_seconds: float
-    was_ready: bool
-    read_seconds: float
-    arrived: float
-    judged: float = 0.0
-    slow: float = 0.0
+    new: bool
+    """Whether its beginning was seen: it came after the first look, and was not ready then."""
+    ready_seconds: float
+    """Since when it is ready; infinite before."""
+    read_seconds: float = math.nan
+    arrived: float = math.nan
+    judged: float = math.nan
+    slow: float = math.nan
 
 
 class FleetHistory:
@@ -59,6 +66,7 @@ class FleetHistory:
         self._slow: deque[float] = deque()
         self._newest = 0
         """Number of the newest bin, counted from the clock's zero."""
+        self._begun = False
         self._start_ups: deque[float] = deque(maxlen=8)
         self._demand: Demand | None = None
         self._pooled_seconds = -math.inf
@@ -68,11 +76,13 @@ class FleetHistory:
         self._reach(now_seconds)
         for pod in pods:
             self._remember_pod(pod, now_seconds)
+        self._begun = True
         self._ready[-1] = sum(pod.ready for pod in pods)
         gone = self._pods.keys() - {pod.name for pod in pods}
         for name in gone:
             del self._pods[name]
-        if now_seconds - self._pooled_seconds >= _POOL_SECONDS or self._demand is None:
+        young = self._demand is None or self._demand.finished < _YOUNG_REQUESTS
+        if young or now_seconds - self._pooled_seconds >= _POOL_SECONDS:
             self._demand = pooled([pod.demand for pod in pods if pod.demand is not None]) or self._demand
             self._pooled_seconds = now_seconds
 
@@ -84,7 +94,12 @@ class FleetHistory:
         # A router gives a silent pod as much as the others.
         share = len(ready) / telling if telling else 1.0
         bins = self._whole_bins(now_seconds)
-        loads = [pod.load_ratio for pod in ready if pod.load_ratio is not None and pod not in silent]
+        made_up = self._made_up(ready, now_seconds)
+        loads = [
+            pod.load_ratio
+            for pod in ready
+            if pod not in silent and pod.load_ratio is not None and math.isfinite(pod.load_ratio)
+        ]
         return FleetFacts(
             seconds=now_seconds,
             replicas=replicas,
@@ -92,10 +107,10 @@ class FleetHistory:
             silent=len(silent),
             waiting=sum(pod.waiting for pod in ready if pod not in silent),
             demand=self._demand,
-            counts=[count * share for count in bins],
+            counts=[count * scale for count, scale in zip(bins, made_up, strict=False)],
             ready=list(self._ready)[: len(bins)],
-            judged=math.fsum(self._judged),
-            slow=math.fsum(self._slow),
+            judged=math.fsum(count * scale for count, scale in zip(self._judged, made_up, strict=True)),
+            slow=math.fsum(count * scale for count, scale in zip(self._slow, made_up, strict=True)),
             start_up_seconds=max(self._start_ups, default=USUAL_START_UP_SECONDS),
             load_ratio=math.fsum(loads) * share if loads else None,
         )
@@ -105,26 +120,51 @@ class FleetHistory:
         bins = list(self._bins)
         return bins if now_seconds >= (self._newest + 1) * BIN_SECONDS else bins[:-1]
 
+    def _made_up(self, ready: Sequence[PodReport], now_seconds: float) -> list[float]:
+        """By what to multiply each bin's counts so that those pods are in it that have not told of that time yet. Only
+        the time since their last reading: before it they have told."""
+        scales = [1.0] * len(self._bins)
+        known = [self._told_until(pod, now_seconds) for pod in ready]
+        first = self._newest - len(self._bins) + 1
+        for place in range(max(int(min(known, default=now_seconds) // BIN_SECONDS) - first, 0), len(self._bins)):
+            end = min((first + place + 1) * BIN_SECONDS, now_seconds)
+            seconds = end - (first + place) * BIN_SECONDS
+            untold = math.fsum(min(max(end - told, 0.0) / seconds, 1.0) for told in known) if seconds > 0 else 0.0
+            pods = self._ready[place]
+            scales[place] = min(pods / max(pods - untold, 1e-9), _MOST_MADE_UP) if 0 < untold <= pods else 1.0
+        return scales
+
+    def _told_until(self, pod: PodReport, now_seconds: float) -> float:
+        """Up to when a ready pod's arrivals are known: to its last reading, or to when it began to get any."""
+        known = self._pods.get(pod.name)
+        if known is None:
+            return now_seconds
+        return max(known.ready_seconds if pod.read_seconds is None else pod.read_seconds, known.ready_seconds)
+
     def _remember_pod(self, pod: PodReport, now_seconds: float) -> None:
         known = self._pods.get(pod.name)
         if known is None:
-            known = self._pods[pod.name] = _Pod(now_seconds, pod.ready, math.nan, math.nan)
-        elif pod.ready and not known.was_ready:
-            known.was_ready, known.arrived, known.read_seconds = True, 0.0, now_seconds - BIN_SECONDS
-            self._start_ups.append(now_seconds - known.first_seconds)
-        arrived = pod.arrived_total
-        if arrived is None or pod.read_seconds is None or pod.read_seconds == known.read_seconds:
+            new = self._begun and not pod.ready
+            known = self._pods[pod.name] = _Pod(now_seconds, new, now_seconds if pod.ready else math.inf)
+        elif pod.ready and math.isinf(known.ready_seconds):
+            known.ready_seconds = now_seconds
+            if known.new:
+                self._start_ups.append(now_seconds - known.first_seconds)
+                known.arrived = known.judged = known.slow = 0.0
+                known.read_seconds = now_seconds - BIN_SECONDS
+        # A reading that was overtaken by a later one says nothing new.
+        if pod.read_seconds is None or pod.read_seconds <= known.read_seconds:
             return
-        if not math.isnan(known.arrived):
-            # A total that fell is that of an engine that has started anew.
-            new = arrived - known.arrived if arrived >= known.arrived else arrived
-            self._count(new, max(known.read_seconds, pod.read_seconds - _LATE_SECONDS), pod.read_seconds)
-        known.read_seconds, known.arrived = pod.read_seconds, arrived
+        if pod.arrived_total is not None:
+            # A total that fell begins anew: how much of it came since, its new beginning does not tell.
+            if pod.arrived_total > known.arrived:
+                self._count(pod.arrived_total - known.arrived, known.read_seconds, pod.read_seconds)
+            known.read_seconds, known.arrived = pod.read_seconds, pod.arrived_total
         judged, slow = pod.judged_total, pod.slow_total
         if judged is not None and slow is not None:
-            if judged >= known.judged:
+            if judged > known.judged:
                 self._judged[-1] += judged - known.judged
-                self._slow[-1] += max(slow - known.slow, 0.0)
+                self._slow[-1] += min(max(slow - known.slow, 0.0), judged - known.judged)
             known.judged, known.slow = judged, slow
 
     def _count(self, arrivals: float, begin_seconds: float, end_seconds: float) -> None:

@@ -31,7 +31,7 @@ from kvgauge.advise.residing import Resident
 from kvgauge.advise.stepping import StepLearner
 from kvgauge.advise.stepping_records import StepRecord
 from kvgauge.assess import Memo
-from kvgauge.observe.records import EngineReading, Observation
+from kvgauge.observe.records import EngineReading, Histogram, Observation
 
 if TYPE_CHECKING:
     from kvgauge.advise.demand import Demand
@@ -135,6 +135,11 @@ class History:
         if self._last is None:
             return 0.0
         return self._last.outputs.count if self._last.outputs is not None else self._last.finished or 0.0
+
+    @property
+    def token_seconds(self) -> Histogram | None:
+        """Time per output token of each request that finished since the engine's start, where it is told."""
+        return self._last.token_seconds if self._last is not None else None
 
     @property
     def window_seconds(self) -> float:

@@ -29,6 +29,8 @@ class Look:
     prefix_queries: float | None
     prefix_hits: float | None
     started_seconds: float | None
+    token_seconds: Histogram | None = None
+    """Time per output token of each request that finished."""
     slot_seconds: float = 0.0
     """Active slots over time."""
     request_seconds: float = 0.0
@@ -66,6 +68,7 @@ def look_at(observation: Observation, engine: EngineReading) -> Look:
         prefix_queries=_added([rank.prefix_queries_tokens_total for rank in ranks]),
         prefix_hits=_added([rank.prefix_hits_tokens_total for rank in ranks]),
         started_seconds=engine.started_seconds,
+        token_seconds=_summed([rank.request_token_seconds for rank in ranks]),
     )
 
 

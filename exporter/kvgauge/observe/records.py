@@ -101,6 +101,8 @@ class RankReading:
     inter_token_seconds: Histogram | None = None
     """From one output token of a request to its next, each counted when it comes: the count is that of the tokens
     which decoding computed."""
+    request_token_seconds: Histogram | None = None
+    """Mean time per output token after the first, one for each request that finished with more than one."""
     step_tokens: Histogram | None = None
     """By engine step, the tokens that it finished: count is steps, sum is tokens. Prompts that are computed in parts
     may count with their last part, and parts that yield no token not as steps."""

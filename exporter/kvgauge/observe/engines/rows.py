@@ -72,8 +72,9 @@ def ranks_in_order(ranks: Iterable[str]) -> list[str]:
 
 def reasons_for(reading: EngineReading | RankReading, *reasons: Mapping[str, str]) -> dict[str, str]:
     """Of `reasons`, by field, those whose field is None in `reading`; a later one replaces an earlier one."""
-    merged = {field: why for table in reasons for field, why in table.items()}
-    return {field: why for field, why in merged.items() if getattr(reading, field, None) is None}
+    merged = {"request_token_seconds": "the engine does not count times per token by request"}
+    merged |= {field: why for table in reasons for field, why in table.items()}
+    return {field: why for field, why in merged.items() if hasattr(reading, field) and getattr(reading, field) is None}
 
 
 class Figures:

@@ -39,8 +39,9 @@ _HISTOGRAMS = ("request_prompt_tokens", "request_generation_tokens")
 _TTFT, _QUEUE, _PREFILL = "time_to_first_token_seconds", "request_queue_time_seconds", "request_prefill_time_seconds"
 # The second name is that of releases before 0.11; in those between, both stand on the page.
 _INTER_TOKEN = ("inter_token_latency_seconds", "time_per_output_token_seconds")
+_REQUEST_TOKEN = "request_time_per_output_token_seconds"
 _STEP_TOKENS = "iteration_tokens_total"
-_LATENCIES = (_TTFT, _QUEUE, _PREFILL, *_INTER_TOKEN, _STEP_TOKENS)
+_LATENCIES = (_TTFT, _QUEUE, _PREFILL, *_INTER_TOKEN, _REQUEST_TOKEN, _STEP_TOKENS)
 _PROMPTS_BY_SOURCE = ("prompt_tokens_by_source_total",)
 _FINISHED = ("request_success_total", "request_success")
 _SINGLE = ("num_requests_running", "num_requests_waiting", "num_requests_swapped", "engine_sleep_state")
@@ -239,6 +240,7 @@ def _read_rank(
         queue_seconds=rows.histogram("queue_seconds", _QUEUE),
         prefill_seconds=rows.histogram("prefill_seconds", _PREFILL),
         inter_token_seconds=rows.histogram("inter_token_seconds", *_INTER_TOKEN),
+        request_token_seconds=rows.histogram("request_token_seconds", _REQUEST_TOKEN),
         step_tokens=rows.histogram("step_tokens", _STEP_TOKENS),
         prompt_computed_tokens_total=_computed(rows, prompt_tokens, hits),
         finished_total=rows.value("finished_total", *_FINISHED, pick=sum),
