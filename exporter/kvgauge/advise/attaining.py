@@ -103,13 +103,13 @@ class Attainment:
     def saturation_per_second(self) -> float:
         """The rate of arrivals above which one engine's queue grows without end.
 
-        Whatever is used up as time goes by, slots of the pool, places in the batch and tokens of a step alike, an engine
-        has so much of it in each step, and a request takes some in each of its steps. At rate l steps take
-        t = f / (1 - l w); that l t times what a request takes is all there is gives l. For the pool (Nie, Si and Zhou
-        2026, arXiv 2605.04595) two things more: a prompt is admitted when it fits as a whole, so that half of the next
-        one stays empty, and what sequences grow while others wait has to be taken from those admitted last, which
-        compute it again. That is all growth where there is always a queue and none where there never is one, so half of
-        it is taken (simulated engines: 0.6 to 1.05 of all growth far beyond saturation).
+        An engine has so many slots of its pool, places in its batch and tokens in each step, and a request takes some
+        of each in every one of its steps. At rate l steps take t = f / (1 - l w), and l is the rate at which l t times
+        what a request takes is all there is. For the pool (Nie, Si and Zhou 2026, arXiv 2605.04595) two things more. A
+        prompt is admitted when it fits as a whole, so that about half of the next one stays empty. And what sequences
+        grow by while others wait is taken from those admitted last, which compute it again: all growth where there
+        always is a queue, none where there never is one, so half of it is taken (simulated engines: 0.6 to 1.05 of all
+        growth far beyond saturation).
         """
         demand, cost = self._demand, self._cost
         prompts, output = demand.prompts, self._output_tokens

@@ -32,6 +32,8 @@ SAFER_RATIO = 0.6
 """What may be shed must leave a fleet with so much less of either."""
 HOLD_SECONDS = 280.0
 """For how long the smaller fleet must have been enough."""
+GROWN_SECONDS = 600.0
+"""After more pods were asked for, none is shed for so long: a start costs as much as these minutes."""
 HALF_LIFE_SECONDS = 600.0
 WINDOW_SECONDS = 1800.0
 READY_SLACK_SECONDS = 30.0
@@ -83,6 +85,8 @@ class FleetFacts:
     """Requests of this time whose time per output token is known, and, in `slow`, those that missed the promise."""
     slow: float
     start_up_seconds: float
+    since_growth_seconds: float = math.inf
+    """How long ago more pods were asked for than before."""
     load_ratio: float | None = None
     """Sum over the pods, for when no model can be made."""
 
@@ -244,7 +248,7 @@ def _settled(facts: FleetFacts, wishes: Sequence[Wish], needed: int, safer: int)
         return needed, kept
     begin = facts.seconds - HOLD_SECONDS
     # Whoever has not looked for long enough cannot say that it was so for long enough.
-    if facts.silent or kept[0].seconds > begin:
+    if facts.silent or facts.since_growth_seconds < GROWN_SECONDS or kept[0].seconds > begin:
         return facts.replicas, kept
     highest = max(needed, *(wish.replicas for wish in kept if wish.seconds >= begin))
     return min(facts.replicas, highest), kept

@@ -70,6 +70,8 @@ class FleetHistory:
         self._start_ups: deque[float] = deque(maxlen=8)
         self._demand: Demand | None = None
         self._pooled_seconds = -math.inf
+        self._replicas: int | None = None
+        self._grown_seconds = -math.inf
 
     def remember(self, pods: Sequence[PodReport], now_seconds: float) -> None:
         """One look at the pods. Arrivals count from a pod's first reading on, or from its start where that was seen."""
@@ -88,6 +90,9 @@ class FleetHistory:
 
     def facts(self, pods: Sequence[PodReport], replicas: int, now_seconds: float) -> FleetFacts:
         """The workload now, with `replicas` pods asked for at present."""
+        if self._replicas is not None and replicas > self._replicas:
+            self._grown_seconds = now_seconds
+        self._replicas = replicas
         ready = [pod for pod in pods if pod.ready]
         silent = [pod for pod in ready if pod.read_seconds is None or now_seconds - pod.read_seconds > SILENT_SECONDS]
         telling = len(ready) - len(silent)
@@ -112,6 +117,7 @@ class FleetHistory:
             judged=math.fsum(count * scale for count, scale in zip(self._judged, made_up, strict=True)),
             slow=math.fsum(count * scale for count, scale in zip(self._slow, made_up, strict=True)),
             start_up_seconds=max(self._start_ups, default=USUAL_START_UP_SECONDS),
+            since_growth_seconds=now_seconds - self._grown_seconds,
             load_ratio=math.fsum(loads) * share if loads else None,
         )
 
