@@ -7,6 +7,7 @@ from collections.abc import Sequence
 ROLES = {
     "sidecar": ("kvgauge.sidecar", "watch the engine and the GPU of this pod; serve metrics and advice"),
     "plan": ("kvgauge.planner", "what a model needs and what an engine makes of it, offline"),
+    "simulate": ("kvgauge.simulate.command", "a load through a simulated fleet: how scaling signals compare, no GPU"),
     "demo": ("kvgauge.demo", "the sidecar on an embedded engine: no GPU, no cluster, no download"),
 }
 

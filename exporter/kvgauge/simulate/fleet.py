@@ -122,6 +122,10 @@ class FleetResult:
     samples: tuple[Sample, ...] = field(default=(), repr=False)
 
 
+class UnservedError(Exception):
+    """Requests are left long after the end of the load. The message is one line."""
+
+
 class _Pod:
     __slots__ = ("created", "deleting", "engine", "gone", "name", "ready", "ready_at", "seen", "version")
 
@@ -167,9 +171,15 @@ class Fleet:
         self._samples: list[Sample] = []
         self._arrived = 0
 
-    def run(self, requests: Iterable[Request], duration_seconds: float) -> FleetResult:
+    def run(
+        self,
+        requests: Iterable[Request],
+        duration_seconds: float,
+        on_progress: Callable[[float], None] = lambda _: None,
+    ) -> FleetResult:
         """Serves the requests, in order of arrival; those after `duration_seconds` are left out. The autoscaler works
-        until then, and the requests that are left are served to their end."""
+        until then, and the requests that are left are served to their end. `on_progress` is told the time at each of
+        the autoscaler's syncs. Raises UnservedError when requests are left a day later."""
         for _ in range(self._plan.initial_replicas):
             self._start(0.0, ready_at=0.0)
         self._replicas = self._plan.initial_replicas
@@ -192,6 +202,7 @@ class Fleet:
             if now >= next_sync:
                 self._sync(now)
                 next_sync += _SYNC_SECONDS
+                on_progress(now)
         self._drain(now)
         return self._result(duration_seconds)
 
@@ -306,7 +317,8 @@ class Fleet:
             self._become_ready(end)
             self._bring_up_to(end)
             if end > now + 86_400:
-                raise RuntimeError(f"{len(self._gateway)} requests are left unserved a day after the end of the load")
+                left = len(self._gateway) + sum(pod.engine.in_flight_requests for pod in self._all if pod.gone is None)
+                raise UnservedError(f"{left} requests are left unserved a day after the end of the load")
 
     def _sample(self, now: float) -> None:
         states = [pod.seen for pod in self._pods if pod.seen is not None]

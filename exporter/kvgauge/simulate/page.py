@@ -30,8 +30,6 @@ _UNTOUCHED_CACHE_CONFIG = {
     "cache_dtype": "auto",
     "cache_hit_alignment_tokens": "None",
     "enable_mamba_shared_prefix_checkpoint": "False",
-    # Every lookup misses here; an engine that says so is told apart from one whose cache holds something to reuse.
-    "enable_prefix_caching": "False",
     "hash_block_size": "None",
     "is_attention_free": "False",
     "kv_cache_dtype_skip_layers": "[]",
@@ -70,6 +68,8 @@ def cache_config_labels(spec: EngineSpec, gpu_memory_utilization: float) -> dict
     return _UNTOUCHED_CACHE_CONFIG | {
         "engine": "0",
         "block_size": str(spec.block_tokens),
+        # An engine without is told apart from one whose cache holds something to reuse.
+        "enable_prefix_caching": str(spec.prefix_caching),
         "effective_attention_block_size": str(spec.block_tokens),
         "gpu_memory_utilization": str(gpu_memory_utilization),
         "kv_cache_max_concurrency": str(concurrency),
@@ -81,7 +81,7 @@ def cache_config_labels(spec: EngineSpec, gpu_memory_utilization: float) -> dict
 class VllmPage(Collector):
     """Turns the engine's state into vLLM's metric families, anew at each collection.
 
-    Prefix cache figures are zero because the engine has no prefix cache, as vLLM's are with prefix caching off.
+    Prefix cache figures stay zero without prefix caching, as vLLM's do.
     """
 
     def __init__(
@@ -138,8 +138,16 @@ class VllmPage(Collector):
         ended = {"stop": state.finished_stop_total, "length": state.finished_length_total}
         reasons = ("stop", "length", "abort", "error", "repetition")
         counters: tuple[tuple[str, str, _Rows], ...] = (
-            ("prefix_cache_queries", "Prefix cache queries, in terms of number of queried tokens.", [({}, 0)]),
-            ("prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens.", [({}, 0)]),
+            (
+                "prefix_cache_queries",
+                "Prefix cache queries, in terms of number of queried tokens.",
+                [({}, state.prefix_queries_total)],
+            ),
+            (
+                "prefix_cache_hits",
+                "Prefix cache hits, in terms of number of cached tokens.",
+                [({}, state.prefix_hits_total)],
+            ),
             (
                 "num_preemptions",
                 "Cumulative number of preemption from the engine.",
