@@ -14,7 +14,7 @@ import pytest
 from tests.support.process import KVGAUGE
 
 from kvgauge.complaints import InputError
-from kvgauge.simulate import command
+from kvgauge.simulate import command, write_model_folder
 from kvgauge.simulate.faults import Faults
 from kvgauge.simulate.fleet import Fleet, FleetResult
 from kvgauge.simulate.results import duration, percent
@@ -107,6 +107,17 @@ def test_a_scenario_file_and_the_trace_beside_it(answers: Answers, trace: str, t
     result = answers("--scenario", str(tmp_path / "mine.toml"), "--signal", "static")
     assert (result["scenario"], result["requests"]) == ("mine", 1200)
     assert result["mean_replicas"] == pytest.approx(4)
+
+
+def test_a_trace_in_place_of_a_scenarios_load_is_named(answers: Answers, trace: str) -> None:
+    result = answers("--scenario", "llm-d", "--trace", trace, "--signal", "static")
+    assert (result["scenario"], result["requests"]) == ("llm-d with ten.csv", 1200)
+
+
+def test_a_model_and_its_card(answers: Answers, trace: str, tmp_path: Path) -> None:
+    model = str(write_model_folder(tmp_path / "llama"))
+    result = answers("--trace", trace, "--model", model, "--gpu", "h100-80gb", "--tp", "2", "--signal", "static")
+    assert (result["gpus_per_replica"], result["attainment_ratio"]) == (2, 1.0)
 
 
 def test_compare_runs_each_signal_over_the_same_requests(answers: Answers) -> None:
@@ -215,6 +226,9 @@ def test_faults_of_advice_reach_kvgauge_and_no_other() -> None:
         (("--scenario", "llm-d", "--serve", "--port", "99999"), "port: should be from 0 to 65535, not 99999"),
         (("--scenario", "llm-d", "--serve", "--speed", "0"), "speed: should be above 0"),
         (("--scenario", "llm-d", "--serve", "--host", "not an address", "--port", "0"), "port: cannot serve on not an"),
+        (("--scenario", "llm-d", "--serve", "--host", "a..b", "--port", "0"), "port: cannot serve on a..b:0: "),
+        (("--scenario", "llm-d", "--tp", "0"), "tp: "),
+        (("--scenario", "llm-d", "--trace", ""), "trace: should be a text"),
         (("--frobnicate",), "unrecognized arguments: --frobnicate"),
     ],
 )

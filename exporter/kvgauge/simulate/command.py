@@ -191,8 +191,9 @@ def _scenario(typed: argparse.Namespace) -> "Scenario":
     if typed.scenario is None and "trace" not in values:
         raise InputError("trace: missing: give --trace FILE or --scenario NAME")
     base = None if typed.scenario is None else load_scenario(typed.scenario)
-    if base is None:
-        values["name"] = Path(values["trace"]).name or "trace"
+    if "trace" in values:
+        file = Path(values["trace"]).name or "trace"
+        values["name"] = file if base is None else f"{base.name} with {file}"
     return scenario_from(_with_initial(values, base), base)
 
 

@@ -46,7 +46,7 @@ def serve(scenario: Scenario, *, host: str, port: int, speed: float) -> None:
         signal.signal(number, lambda *_: stopping.set())
     try:
         url = server.start()
-    except (OSError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"port: cannot serve on {host}:{port}: {reason}") from None
     for warning in served.warnings:
