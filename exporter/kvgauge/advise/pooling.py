@@ -1,18 +1,21 @@
 """One demand for a fleet: what its pods tell, each counted by the requests that it stands on."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from kvgauge.advise.demand import Demand, thinned
 from kvgauge.advise.lengths import Lengths
 from kvgauge.advise.residing import Resident
 from kvmodel.latency import StepCost
 
+_Known = TypeVar("_Known", int, float)
+
 
 def pooled(demands: Sequence[Demand]) -> Demand | None:
-    """The mean pod; None without any pod whose requests have finished. What a pod can do is that of the first, but for
-    the step cost: pods of one workload are alike, and each has measured it."""
+    """The mean pod; None without any pod whose requests have finished. What a pod can do is that of the first one
+    that tells, but for the step cost: pods of one workload are alike, and each has measured it."""
     told = [demand for demand in demands if demand.finished > 0]
     if not told:
         return None
@@ -26,9 +29,18 @@ def pooled(demands: Sequence[Demand]) -> Demand | None:
         outputs=_mixed([demand.outputs for demand in told], weights),
         computed_ratio=_mean([demand.computed_ratio for demand in told], weights),
         resident=_usual_resident(residents) if residents else None,
+        pool_slots=_first(demand.pool_slots for demand in told),
+        max_num_seqs=_first(demand.max_num_seqs for demand in told),
+        max_num_batched_tokens=_first(demand.max_num_batched_tokens for demand in told),
+        slo_ttft_seconds=_first(demand.slo_ttft_seconds for demand in told),
+        slo_tpot_seconds=_first(demand.slo_tpot_seconds for demand in told),
         cost=_usual_cost(costs) if costs else None,
         finished=math.fsum(weights),
     )
+
+
+def _first(values: Iterable[_Known | None]) -> _Known | None:
+    return next((value for value in values if value is not None), None)
 
 
 def _mixed(lengths: Sequence[Lengths], weights: Sequence[float]) -> Lengths:
