@@ -17,9 +17,10 @@ ONE_H100 = Deployment(
     kv_bytes_per_token=262_144,
     weights_bytes=65_500_000_000,
     parameters=32_800_000_000,
-    bandwidth_bytes_per_second=0.72 * 3.35e12,
-    flops_per_second=0.52 * 989e12,
-    step_overhead_seconds=0.003,
+    bandwidth_bytes_per_second=0.78 * 3.35e12,
+    flops_per_second=0.62 * 989e12,
+    step_overhead_seconds=0.0007,
+    attention_flop_per_pair=4 * 64 * 64 * 128,
     prefix_caching=True,
 )
 """Qwen3-32B on one H100: weights leave little, so memory binds."""
