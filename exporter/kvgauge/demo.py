@@ -31,7 +31,8 @@ class EmbeddedDevices:
             GpuReading(
                 gpu=0,
                 uuid="GPU-embedded-demo",
-                name=f"{self._engine.device.gpu_name} (embedded)",
+                # The card's own name, by which its speed is known; the driver and the uuid say that there is none.
+                name=self._engine.device.gpu_name,
                 driver=f"kvgauge demo {__version__}",
                 mig="",
                 total_bytes=total,

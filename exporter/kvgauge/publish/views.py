@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 
 from kvgauge.advise import Advice, LengthSummary
 from kvgauge.advise.demand import PlainDemand, plain
+from kvgauge.advise.served import Served
 from kvgauge.assess import AllocatorAssessment, Assessment, GpuAssessment, PoolAssessment
 from kvgauge.observe.records import (
     AgentReading,
@@ -91,6 +92,8 @@ class AdviceView:
     prompt_tokens: LengthSummary | None
     output_tokens: LengthSummary | None
     demand: PlainDemand | None
+    served: Served | None
+    """Counts that a fleet adds up."""
 
 
 @dataclass(frozen=True, slots=True)
