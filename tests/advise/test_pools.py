@@ -35,6 +35,14 @@ def test_a_plain_model_has_one_slot_for_each_token_and_vllm_keeps_a_block() -> N
     assert other.slots == 16_000
 
 
+def test_a_longest_length_that_fills_no_whole_blocks_costs_no_slots() -> None:
+    # vLLM states num_blocks / ceil(L / b) * L: 41 blocks of 128 and L = 257 are 3,512 tokens, though 40 x 128 are free.
+    rank = replace(RANK, num_blocks=41, block_tokens=128, capacity_tokens=41 * 257 // 3)
+    (pool,) = pools(replace(ENGINE, ranks=(rank,), max_model_len=257), max_position_embeddings=257)
+    assert pool.slots == 40 * 128
+    assert pool.capacity_slots == 41 * 257 // 3
+
+
 def test_an_unknown_capacity_has_no_pool() -> None:
     assert pools(replace(ENGINE, ranks=(RANK, replace(RANK, rank="1", capacity_tokens=None)))) == ()
 

@@ -56,6 +56,10 @@ def _pool(assessment: Assessment, pool: PoolAssessment, rank: RankReading, memo:
     # Where no block size is told there are no blocks.
     kept = unit if kind in _KEEPS_A_BLOCK and pool.block_tokens else 0.0
     slots = max(capacity - kept, 0.0)
+    whole = (rank.num_blocks or 0) * block_tokens
+    if kept and _keeps_every_token(assessment) and whole >= capacity:
+        # The stated capacity is a number of longest requests: less than all slots where those fill no whole blocks.
+        slots = float(whole - block_tokens)
     if plan is None or not plan.groups:
         return Pool(slots, capacity, Footprint(block_tokens))
     if any(group.num_blocks is not None for group in plan.groups):
@@ -63,11 +67,16 @@ def _pool(assessment: Assessment, pool: PoolAssessment, rank: RankReading, memo:
     return _shared(slots, capacity, unit, plan.groups)
 
 
+def _keeps_every_token(assessment: Assessment) -> bool:
+    model = assessment.observation.model
+    return model is not None and model.architecture.is_uniform_full_attention
+
+
 def _plan(assessment: Assessment, rank: RankReading, memo: Memo) -> EnginePlan | None:
     """The engine's own arithmetic for its own number of blocks, where not all layers keep every token."""
     observation = assessment.observation
     engine, model = observation.engine, observation.model
-    if engine is None or model is None or model.architecture.is_uniform_full_attention:
+    if engine is None or model is None or _keeps_every_token(assessment):
         return None
     gpu = next(iter(observation.gpus), None)
     predicted = [
