@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from kvgauge.advise.residing import Footprint, Window, footprint_from_groups
 from kvgauge.assess import Assessment, Memo, PoolAssessment
 from kvgauge.assess.forecasting import PoolQuestion, forecast_pool
-from kvgauge.observe.records import RankReading
+from kvgauge.observe.records import EngineReading, RankReading
 from kvmodel import EnginePlan
 from kvmodel.engines.contract import PlanGroup
 
@@ -41,25 +41,31 @@ def pools_of(assessment: Assessment, memo: Memo) -> tuple[Pool, ...]:
     engine = assessment.observation.engine
     if engine is None:
         return ()
-    found = [_pool(assessment, pool, rank, memo) for pool, rank in zip(assessment.pools, engine.ranks, strict=True)]
+    found = [
+        _pool(assessment, engine, pool, rank, memo) for pool, rank in zip(assessment.pools, engine.ranks, strict=True)
+    ]
     known = [pool for pool in found if pool is not None]
     return tuple(known) if len(known) == len(found) else ()
 
 
-def _pool(assessment: Assessment, pool: PoolAssessment, rank: RankReading, memo: Memo) -> Pool | None:
+def _pool(
+    assessment: Assessment, engine: EngineReading, pool: PoolAssessment, rank: RankReading, memo: Memo
+) -> Pool | None:
     capacity, block_tokens = pool.capacity_tokens, pool.block_tokens or 1
     if not capacity:
         return None
     plan = _plan(assessment, rank, memo)
     unit = capacity / rank.num_blocks if rank.num_blocks else float(block_tokens)
-    kind = assessment.kind or (assessment.observation.engine.engine if assessment.observation.engine else "")
+    kind = assessment.kind or engine.engine
     # Where no block size is told there are no blocks.
     kept = unit if kind in _KEEPS_A_BLOCK and pool.block_tokens else 0.0
     slots = max(capacity - kept, 0.0)
-    whole = (rank.num_blocks or 0) * block_tokens
-    if kept and _keeps_every_token(assessment) and whole >= capacity:
+    whole, longest = (rank.num_blocks or 0) * block_tokens, engine.max_model_len
+    if kept and longest and _keeps_every_token(assessment):
         # The stated capacity is a number of longest requests: less than all slots where those fill no whole blocks.
-        slots = float(whole - block_tokens)
+        filled = longest / (-(-longest // block_tokens) * block_tokens)
+        if abs(capacity - whole * filled) <= 1:
+            slots = float(whole - block_tokens)
     if plan is None or not plan.groups:
         return Pool(slots, capacity, Footprint(block_tokens))
     if any(group.num_blocks is not None for group in plan.groups):
