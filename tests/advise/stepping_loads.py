@@ -2,15 +2,13 @@
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
-from kvgauge.observe.records import Histogram, RankReading
+from kvgauge.observe.records import RankReading
 from kvgauge.simulate.engine import PagedEngine
+from kvgauge.simulate.reading import reading_of
 from kvgauge.simulate.spec import EngineSpec, Request
 from kvgauge.simulate.state import EngineState
-from kvgauge.simulate.tally import Distribution
 from kvmodel.latency import StepCost
-from tests.support.facts import RANK
 
 SPEC = EngineSpec(
     num_blocks=25_000,
@@ -82,33 +80,8 @@ def readings(
 
 
 def reading(state: EngineState, spec: EngineSpec = SPEC) -> RankReading:
-    """What a page would tell of the engine, in blocks."""
-    computed = state.prompt_tokens_total - state.prefix_hits_total
-    return replace(
-        RANK,
-        capacity_tokens=spec.num_blocks * spec.block_tokens,
-        block_tokens=spec.block_tokens,
-        num_blocks=spec.num_blocks,
-        used_blocks=state.used_blocks,
-        active_tokens=state.used_blocks * spec.block_tokens,
-        running=state.running,
-        waiting=state.waiting,
-        preemptions_total=float(state.preemptions_total),
-        prompt_tokens_total=float(state.prompt_tokens_total),
-        generation_tokens_total=float(state.generation_tokens_total),
-        prefix_queries_tokens_total=float(state.prefix_queries_total),
-        prefix_hits_tokens_total=float(state.prefix_hits_total),
-        prompt_lengths=_histogram(state.prompt_tokens),
-        output_lengths=_histogram(state.output_tokens),
-        inter_token_seconds=_histogram(state.inter_token_seconds),
-        step_tokens=_histogram(state.step_tokens),
-        prompt_computed_tokens_total=float(max(computed, 0)),
-        finished_total=float(state.finished_total),
-    )
-
-
-def _histogram(found: Distribution) -> Histogram:
-    return Histogram(found.bounds, tuple(map(float, found.cumulative)), found.total)
+    """What a page would tell of the engine."""
+    return reading_of(state, spec, "m").ranks[0]
 
 
 def wrong(cost: StepCost, memory: float, compute: float) -> StepCost:
