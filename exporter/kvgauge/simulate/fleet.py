@@ -127,11 +127,23 @@ class UnservedError(Exception):
 
 
 class _Pod:
-    __slots__ = ("created", "deleting", "engine", "gone", "name", "ready", "ready_at", "seen", "version")
+    __slots__ = ("created", "deleting", "engine", "gone", "last_finish", "name", "ready", "ready_at", "seen", "version")
 
-    def __init__(self, name: str, engine: PagedEngine, created: float, ready_at: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        spec: EngineSpec,
+        created: float,
+        ready_at: float,
+        on_finish: Callable[[FinishedRequest], None],
+    ) -> None:
+        def finish(done: FinishedRequest) -> None:
+            self.last_finish = done.finished_seconds
+            on_finish(done)
+
         self.name = name
-        self.engine = engine
+        self.engine = PagedEngine(spec, finish)
+        self.last_finish = created
         self.created = created
         self.ready_at = ready_at
         self.ready = False
@@ -161,8 +173,9 @@ class Fleet:
         self._pods: list[_Pod] = []
         self._all: list[_Pod] = []
         self._replicas = 0
-        self._numbers = 0
-        self._finished: list[tuple[Request, float, float | None, int]] = []
+        self._entries = 0
+        # Of each finished request: when it came, TTFT, TPOT, preemptions.
+        self._finished: list[tuple[float, float, float | None, int]] = []
         self._latencies: deque[tuple[float, float, float | None]] = deque()
         self._gateway: deque[Request] = deque()
         self._held: dict[int, float] = {}
@@ -209,9 +222,7 @@ class Fleet:
     def _start(self, now: float, ready_at: float | None = None) -> None:
         spread = self._random.uniform(1 - _START_UP_SPREAD, 1 + _START_UP_SPREAD)
         pod_ready = now + self._plan.start_up_seconds * spread if ready_at is None else ready_at
-        self._numbers += 1
-        engine = PagedEngine(self._plan.spec, self._finish)
-        pod = _Pod(f"pod-{self._numbers}", engine, now, pod_ready)
+        pod = _Pod(f"pod-{len(self._all) + 1}", self._plan.spec, now, pod_ready, self._finish)
         self._pods.append(pod)
         self._all.append(pod)
 
@@ -250,13 +261,15 @@ class Fleet:
 
     def _schedule(self, pod: _Pod) -> None:
         pod.version += 1
-        self._numbers += 1
-        heapq.heappush(self._due, (pod.engine.next_finish_seconds(), self._numbers, pod.version, pod))
+        self._entries += 1
+        finish = pod.engine.next_finish_seconds()
+        if finish < math.inf:
+            heapq.heappush(self._due, (finish, self._entries, pod.version, pod))
 
     def _finish(self, done: FinishedRequest) -> None:
-        late = self._held.pop(id(done.request), None)
-        ttft = done.ttft_seconds if late is None else done.first_token_seconds - late
-        self._finished.append((done.request, ttft, done.tpot_seconds, done.preemptions))
+        arrival = self._held.pop(id(done.request), done.request.arrival_seconds)
+        ttft = done.first_token_seconds - arrival
+        self._finished.append((arrival, ttft, done.tpot_seconds, done.preemptions))
         self._latencies.append((done.finished_seconds, ttft, done.tpot_seconds))
 
     def _bring_up_to(self, now: float) -> None:
@@ -264,7 +277,7 @@ class Fleet:
             if pod.gone is None and (pod.ready or pod.deleting):
                 self._advance(pod, now)
                 if pod.deleting and pod.engine.in_flight_requests == 0:
-                    pod.gone = now
+                    pod.gone = pod.last_finish
 
     def _look(self, now: float) -> None:
         self._bring_up_to(now)
@@ -313,7 +326,7 @@ class Fleet:
         """Serves what is left, long past the end of the load."""
         end = now
         while any(pod.gone is None and pod.engine.in_flight_requests for pod in self._all) or self._gateway:
-            end += 60
+            end = min([end + 60, *(pod.ready_at for pod in self._pods if not pod.ready)])
             self._become_ready(end)
             self._bring_up_to(end)
             if end > now + 86_400:
@@ -340,7 +353,7 @@ class Fleet:
         plan = self._plan
         begin = min(plan.warm_up_seconds, duration)
         hours = max(duration - begin, 1e-9) / 3600
-        judged = [row for row in self._finished if row[0].arrival_seconds >= begin]
+        judged = [row for row in self._finished if row[0] >= begin]
         ttft_met = [ttft <= plan.slo_ttft_seconds for _, ttft, _, _ in judged]
         tpot_met = [tpot is None or tpot <= plan.slo_tpot_seconds for _, _, tpot, _ in judged]
         pod_seconds = sum(
