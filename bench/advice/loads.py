@@ -24,7 +24,7 @@ ONE_H100 = Deployment(
     prefix_caching=True,
 )
 """Qwen3-32B on one H100: weights leave little, so memory binds."""
-TWO_H100 = LLM_D_ENGINE
+TWO_H100 = replace(LLM_D_ENGINE, prefix_caching=True)
 """The same on two: the pool is large, so prefill or the step time bind."""
 
 CONV = Scenario(

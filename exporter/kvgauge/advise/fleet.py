@@ -176,12 +176,22 @@ class _Replay:
 
     def slow_requests(self, engines: Sequence[int]) -> float:
         """Those that the model has with so many engines, bin by bin, all counted alike."""
-        per_second = ((rate + ahead) / 2 for rate, ahead in zip(self._rates, self._ahead, strict=True))
-        return math.fsum(
-            count * min(self._model.misses(rate / number, number).slow, _MOST_SLOW)
-            for count, rate, number in zip(self._counts, per_second, engines, strict=True)
-            if count and number
-        )
+        slow_at: list[float] = []
+        total, number, per_rate = 0.0, 0, 0.0
+        for count, rate, ahead, there in zip(self._counts, self._rates, self._ahead, engines, strict=True):
+            if not count or not there:
+                continue
+            if there != number:
+                number = there
+                slow_at, per_rate = self._model.table(number)[0], STEPS / self._model.most_per_second / number
+            place = (rate + ahead) / 2 * per_rate
+            below = int(place)
+            if below < STEPS:
+                share = slow_at[below] + (slow_at[below + 1] - slow_at[below]) * (place - below)
+                total += count * min(share, _MOST_SLOW)
+            else:
+                total += count * _MOST_SLOW
+        return total
 
     def excess(self, engines: int) -> float:
         """The larger of the shares of requests that miss, over what is allowed: above 1 the fleet is too small."""

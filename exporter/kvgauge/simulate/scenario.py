@@ -127,7 +127,6 @@ LLM_D_ENGINE = Deployment(
     max_num_seqs=256,
     max_num_batched_tokens=8192,
     block_size=16,
-    prefix_caching=True,
 )
 """Qwen3-32B on two H100 with vLLM. The pool is that of llm-d's guides, and the arithmetic rate is set to the prefill rate
 that they measure with prompts of 8,192 tokens, 15.4 to 15.9 thousand tokens/s; bandwidth and overhead are those of
