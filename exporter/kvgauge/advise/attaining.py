@@ -142,7 +142,8 @@ class Attainment:
 
     def _at(self, rate: float, engines: int) -> Misses:
         busy = rate * self.work_seconds
-        decoding = self._step_seconds / (1 - rate * self.decode_seconds)
+        # As many decode as steps that carry prefills keep; the step without one is what a token takes at least.
+        decoding = self._step_seconds * (1 + rate * self.decode_seconds / (1 - busy))
         step = self._step_seconds / (1 - busy)
         wait = 0.0
         if self.prefill_seconds > 0:

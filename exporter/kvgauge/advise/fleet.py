@@ -38,6 +38,8 @@ HALF_LIFE_SECONDS = 600.0
 WINDOW_SECONDS = 1800.0
 READY_SLACK_SECONDS = 30.0
 """From the wish for a pod to its creation: an autoscaler looks every 15 s."""
+MOST_AHEAD = 1.25
+"""The level that is due is at most so many times that of now: what a trend says beyond that is hope."""
 MOST_GROWTH = 4.0
 DRAIN_SECONDS = 60.0
 """A backlog is to be worked off in this time."""
@@ -111,7 +113,10 @@ def advise_fleet(facts: FleetFacts, wishes: Sequence[Wish] = ()) -> FleetAdvice:
     if model is None:
         return _by_load(facts, wishes)
     seen = arrivals_of(facts.counts)
-    due = seen.least_rate + seen.trend * (facts.start_up_seconds + READY_SLACK_SECONDS)
+    due = min(
+        seen.least_rate + seen.trend * (facts.start_up_seconds + READY_SLACK_SECONDS),
+        MOST_AHEAD * max(seen.least_rate, seen.minute_rate),
+    )
     replay = _Replay(model, moved(facts.counts, due, seen.most_rate, MOST_GROWTH), facts.demand.slo_ttft_seconds)
     ranks = facts.demand.ranks
     correction = _correction(facts, _Replay(model, facts.counts, None), ranks)
@@ -175,7 +180,8 @@ class _Replay:
         self._correction = correction
 
     def slow_requests(self, engines: Sequence[int]) -> float:
-        """Those that the model has with so many engines, bin by bin, all counted alike."""
+        """Those that really miss with so many engines, bin by bin, all counted alike: of few that the model has, a
+        third; of an engine that does not keep up, all."""
         slow_at: list[float] = []
         total, number, per_rate = 0.0, 0, 0.0
         for count, rate, ahead, there in zip(self._counts, self._rates, self._ahead, engines, strict=True):
@@ -186,11 +192,10 @@ class _Replay:
                 slow_at, per_rate = self._model.table(number)[0], STEPS / self._model.most_per_second / number
             place = (rate + ahead) / 2 * per_rate
             below = int(place)
+            share = 1.0
             if below < STEPS:
                 share = slow_at[below] + (slow_at[below + 1] - slow_at[below]) * (place - below)
-                total += count * min(share, _MOST_SLOW)
-            else:
-                total += count * _MOST_SLOW
+            total += count * share * (SEEN_RATIO + (1 - SEEN_RATIO) * share)
         return total
 
     def excess(self, engines: int) -> float:
@@ -246,7 +251,7 @@ def _correction(facts: FleetFacts, replay: "_Replay", ranks: int) -> float:
     """How many times as many requests were slow as the model has for the fleet that there was."""
     if not facts.judged:
         return 1.0
-    expected = SEEN_RATIO * replay.slow_requests([ready * ranks for ready in facts.ready])
+    expected = replay.slow_requests([ready * ranks for ready in facts.ready])
     doubt = _DOUBT_RATIO * facts.judged + _DOUBT_REQUESTS
     return min(max((facts.slow + doubt) / (expected + doubt), LEAST_CORRECTION), MOST_CORRECTION)
 
