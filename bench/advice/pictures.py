@@ -1,4 +1,4 @@
-"""The pictures of docs/advice.md: `python -m bench.advice.pictures` writes docs/advice-*.svg.
+"""The pictures of docs/advice.md, and the example in it: `python -m bench.advice.pictures` writes them.
 
 With `--explain SECONDS` it prints what the advice says at that time of the llm-d episode instead.
 
@@ -11,14 +11,14 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from bench.advice import knee
+from bench.advice.__main__ import DOCUMENT, written
 from bench.advice.drawing import Line, Mark, Panel, Style, document
 from kvgauge.advise import Advice
 from kvgauge.advise.attaining import Attainment
 from kvgauge.advise.demand import thinned
-from kvgauge.advise.fleet import LATE_RATIO, SEEN_RATIO, SLOW_RATIO, FleetAdvice
+from kvgauge.advise.fleet import LATE_RATIO, SLOW_RATIO, FleetAdvice
 from kvgauge.advise.lengths import Lengths, whole_lengths
 from kvgauge.advise.residing import Footprint, Resident, resident
 from kvgauge.advise.safety import PREEMPTED_RATIO, safe_requests
@@ -29,8 +29,8 @@ from kvgauge.simulate.running import ADVISED, fleet_plan, run_signals, served_lo
 from kvgauge.simulate.scenario import LLM_D
 from kvgauge.simulate.spec import EngineSpec, Request
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 RIVAL = "slo-aware"
+EXAMPLE_SECONDS = 1200
 
 POOL_TOKENS = 350_000
 LONGEST_TOKENS = 40_960
@@ -157,15 +157,14 @@ def misses() -> str:
     code = knee.Case("code", knee.TWO_H100, knee.CODE)
     chat = knee.Case("chat", knee.ONE_H100, knee.CONVERSATION)
     slow, late = _course(code, lambda one: one[0]), _course(chat, lambda one: one[1])
-    seen = Line(f"{SEEN_RATIO:g} of it", "two", [(x, SEEN_RATIO * y) for x, y in slow[0].points])
     below = "requests per second and engine"
     panels = [
         Panel(
             "Code on two H100: % of requests over 80 ms per output token",
             below,
-            [replace(slow[0], name="the model"), seen, replace(slow[1], name=f"simulated, {ENGINES} engines")],
+            [replace(slow[0], name="the model"), replace(slow[1], name=f"simulated, {ENGINES} engines")],
             slow[0].points[-1][0],
-            40,
+            60,
             [Mark("as much as the model may see", 100 * SLOW_RATIO, upright=False)],
         ),
         Panel(
@@ -222,30 +221,37 @@ class _Asked(Advised):
         return found
 
 
-def explained(at_seconds: float) -> list[str]:
-    """What the oldest pod and the fleet rule say at that time of the episode, in lines. Raises ValueError for a time
-    that is not in it."""
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a pod and the fleet rule say, in lines."""
+
+    words: Sequence[str]
+    terms: Sequence[str]
+
+
+def explained(at_seconds: float) -> Said:
+    """What the oldest pod and the fleet rule say at that time of the episode. Raises ValueError for a time that is not
+    in it."""
     plan = fleet_plan(LLM_D)
     served = served_load(LLM_D, plan.spec)
     signal = _Asked(plan, at_seconds)
     Fleet(plan, signal).run(served.requests, served.duration_seconds)
-    if signal.pod is None or signal.fleet is None:
+    pod, fleet = signal.pod, signal.fleet
+    if pod is None or fleet is None:
         raise ValueError(f"the episode lasts {served.duration_seconds:.0f} s")
-    limits = ", ".join(f"{name} {requests}" for name, requests in signal.pod.limits.items())
-    terms = [
-        f"  {name} {value:.3g}" if isinstance(value, float) else f"  {name} {value}"
-        for name, value in signal.fleet.terms.items()
-    ]
-    return [
-        "a pod:",
-        *_indented(signal.pod.explanation),
-        f"  ({limits})",
-        "the fleet:",
-        *_indented(signal.fleet.explanation),
-        f"  {signal.fleet.replicas} replicas",
-        "its terms:",
-        *terms,
-    ]
+    limits = ", ".join(f"{name} {requests}" for name, requests in pod.limits.items())
+    return Said(
+        [
+            "a pod:",
+            *_indented([*pod.explanation, f"limits: {limits}"]),
+            "the fleet:",
+            *_indented([*fleet.explanation, f"{fleet.replicas} pods"]),
+        ],
+        [
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in fleet.terms.items()
+        ],
+    )
 
 
 def _indented(sentences: Sequence[str]) -> list[str]:
@@ -262,14 +268,18 @@ def main() -> None:
     options = parser.parse_args()
     if options.explain is not None:
         try:
-            print("\n".join(explained(options.explain)))
+            said = explained(options.explain)
         except ValueError as error:
             parser.error(f"--explain: {error}")
+        print("\n".join([*said.words, "its terms:", *_indented(said.terms)]))
         return
     for name in options.only or PICTURES:
-        path = DOCS / f"advice-{name}.svg"
+        path = DOCUMENT.parent / f"advice-{name}.svg"
         path.write_text(PICTURES[name]())
-        print(f"{path.relative_to(DOCS.parent)}: {path.stat().st_size:,} bytes")
+        print(f"{path.name}: {path.stat().st_size:,} bytes")
+    if not options.only:
+        example = ["```", *explained(EXAMPLE_SECONDS).words, "```"]
+        DOCUMENT.write_text(written(DOCUMENT.read_text(), "example", example))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from bench.advice.__main__ import DOCUMENT, SECTIONS, written
 from bench.advice.loads import EVALUATION
-from bench.advice.pictures import PICTURES
+from bench.advice.pictures import EXAMPLE_SECONDS, PICTURES
 
 from kvgauge.advise import fleet, safety, working
 
@@ -35,8 +35,15 @@ def test_each_table_has_its_marks_once(name: str) -> None:
     assert between(TEXT, name)[1].startswith("|---")
 
 
+def test_the_example_is_a_whole_block() -> None:
+    block = between(TEXT, "example")
+    assert (block[0], block[-1]) == ("```", "```")
+    assert {"a pod:", "the fleet:"} <= set(block)
+    assert f"--explain {EXAMPLE_SECONDS}`" in TEXT
+
+
 def test_no_other_marks() -> None:
-    assert set(re.findall(r"<!-- (?:end of )?(\S+) -->", TEXT)) == set(MARKS)
+    assert set(re.findall(r"<!-- (?:end of )?(\S+) -->", TEXT)) == {*MARKS, "example"}
 
 
 @pytest.mark.parametrize("name", MARKS)
@@ -60,8 +67,9 @@ def test_constants_are_those_of_the_code(module: str, constant: str, value: str)
 
 @pytest.mark.parametrize("module", [fleet, safety, working])
 def test_every_constant_of_the_rules_is_told(module: ModuleType) -> None:
-    own = set(re.findall(r"^([A-Z][A-Z_]*)[ ,:=]", _source(module), re.MULTILINE))
-    own |= set(re.findall(r"^[A-Z_]+, ([A-Z][A-Z_]*) =", _source(module), re.MULTILINE))
+    """Those that are plain numbers: what follows from others is not chosen."""
+    numbers = re.compile(r"^([A-Z][A-Z_]*(?:, [A-Z][A-Z_]*)*) = [\d., ]+$", re.MULTILINE)
+    own = {constant for line in numbers.findall(_source(module)) for constant in line.split(", ")}
     name = module.__name__.rpartition(".")[2]
     assert own
     assert own == {constant for of, constant, _ in NAMED if of == name}

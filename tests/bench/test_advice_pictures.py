@@ -69,11 +69,13 @@ def test_what_is_held_counts_requests_by_their_time() -> None:
 
 
 def test_the_episode_is_explained() -> None:
-    lines = explained(300)
+    said = explained(300)
+    lines = said.words
     assert lines[0] == "a pod:"
     assert "the fleet:" in lines
     assert any("requests may run together" in line for line in lines)
-    assert "  3 replicas" in lines
+    assert lines[-1] == "  3 pods"
+    assert any(term.startswith("replicas_by_replay ") for term in said.terms)
 
 
 def test_no_explanation_after_the_end() -> None:
