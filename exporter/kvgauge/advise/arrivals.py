@@ -101,12 +101,12 @@ def _burstiness(sums: Sequence[float], bins: int, *, robust: bool) -> float | No
     """Variance over mean of counts of so many bins, from the differences of neighbouring ones, at least 1 (by chance
     alone). None where there are too few."""
     mean = sums[-1] / (len(sums) - 1) * bins
-    squares = [
-        (sums[place + 2 * bins] - 2 * sums[place + bins] + sums[place]) ** 2 / 2
-        for place in range(len(sums) - 2 * bins)
-    ]
-    if len(squares) < 12 or mean <= 0:
+    changes = [sums[place + 2 * bins] - 2 * sums[place + bins] + sums[place] for place in range(len(sums) - 2 * bins)]
+    if len(changes) < 12 or mean <= 0:
         return None
+    # What all of them change by is a trend and no burst.
+    usual_change = statistics.median(changes)
+    squares = [(change - usual_change) ** 2 / 2 for change in changes]
     usual = _NORMAL_MEDIAN * statistics.median_low(squares) if robust else statistics.fmean(squares)
     return max(usual / mean, 1.0)
 
