@@ -114,7 +114,7 @@ def test_an_engine_turns_away_what_it_cannot_hold() -> None:
 
 
 def test_the_page_tells_of_a_prefix_cache_where_there_is_one() -> None:
-    with served("--scenario", "llm-d", "--speed", "50") as (_, url):
+    with served("--scenario", "llm-d", "--speed", "50", "--prefix-caching") as (_, url):
         eventually(lambda: samples(url)["vllm:prefix_cache_queries_total"] > 0, what="the first lookups")
         assert 'enable_prefix_caching="True"' in get(f"{url}/metrics")
     assert not PagedEngine(H100_LLAMA_31_8B.spec).spec.prefix_caching
