@@ -50,7 +50,7 @@ def concurrency() -> Section:
     figures, notes = safe_concurrency.figures(results), safe_concurrency.notes(results)
     rows = ["| mix | requests/s lost | preempted per 1000 |", "|---|---|---|"]
     rows += [
-        f"| {lost.name.removesuffix(': throughput short of the best')} | {lost.measured:.1f} % | {preempted.measured:.1f} |"
+        f"| {lost.name.partition(': ')[0]} | {lost.measured:.1f} % | {preempted.measured:.1f} |"
         for lost, preempted in zip(figures[::2], figures[1::2], strict=True)
     ]
     return Section(figures, notes, [("concurrency", rows)])
