@@ -159,7 +159,8 @@ def _ideal(architecture: Architecture, at_tokens: tuple[int, ...]) -> Result:
         "state_bytes_per_sequence": architecture.state_bytes_per_sequence(),
         "window_bytes_per_sequence": architecture.window_bytes_per_sequence(),
         "cross_bytes_per_sequence": encoder_tokens * architecture.cross_bytes_per_encoder_token(),
-        "bytes_at": {str(tokens): architecture.bytes_at(tokens, encoder_tokens=encoder_tokens) for tokens in at_tokens},
+        # What an encoder fills once is no matter of the sequence's length: it stands beside.
+        "bytes_at": {str(tokens): architecture.bytes_at(tokens) for tokens in at_tokens},
     }
 
 

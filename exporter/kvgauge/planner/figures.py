@@ -32,6 +32,7 @@ class Figures:
     growth_bytes_per_token: float | None
     window_bytes_per_sequence: float | None
     state_bytes_per_sequence: float | None
+    cross_bytes_per_sequence: float | None
     bytes_at: tuple[tuple[int, float], ...]
     kv_bytes_per_token_per_gpu: float | None
     block_tokens: float | None
@@ -75,6 +76,7 @@ def figures(result: Mapping[str, object]) -> Figures:
         growth_bytes_per_token=number(ideal.get("growth_bytes_per_token")),
         window_bytes_per_sequence=number(ideal.get("window_bytes_per_sequence")),
         state_bytes_per_sequence=number(ideal.get("state_bytes_per_sequence")),
+        cross_bytes_per_sequence=number(ideal.get("cross_bytes_per_sequence")),
         bytes_at=_lengths(part(ideal, "bytes_at")),
         kv_bytes_per_token_per_gpu=number(engine.get("kv_bytes_per_token_per_gpu")),
         block_tokens=number(engine.get("block_tokens")),

@@ -167,10 +167,12 @@ def _show_memory(screen: Console, found: Figures, card: float | None) -> None:
 
 
 def _ideal_against_plan(found: Figures) -> Table:
+    crossed = found.cross_bytes_per_sequence
     rows = [
         ("each further token", gib(found.growth_bytes_per_token), gib(found.kv_bytes_per_token_per_gpu)),
         ("full windows of one sequence", gib(found.window_bytes_per_sequence), ""),
         ("constant state of one sequence", gib(found.state_bytes_per_sequence), ""),
+        *([("what one encoder input takes besides", gib(crossed), "")] if crossed else []),
         *((f"one sequence of {count(tokens)} tokens", gib(size), "") for tokens, size in found.bytes_at),
         ("tokens of a block", "", count(found.block_tokens)),
         ("bytes of a block", "", gib(found.bytes_per_block)),

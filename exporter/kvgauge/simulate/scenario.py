@@ -128,9 +128,10 @@ LLM_D_ENGINE = Deployment(
     max_num_batched_tokens=8192,
     block_size=16,
 )
-"""Qwen3-32B on two H100 with vLLM. The pool is that of llm-d's guides, and the arithmetic rate is set to the prefill rate
-that they measure with prompts of 8,192 tokens, 15.4 to 15.9 thousand tokens/s; bandwidth and overhead are those of
-`kvmodel.latency.VLLM`. One replica then bears 1.4 to 1.45 requests/s of the episode, at which llm-d's own loop settles."""
+"""Qwen3-32B on two H100 with vLLM. The pool is that of llm-d's guides, and the arithmetic rate is set to the prefill
+rate that they measure with prompts of 8,192 tokens, 15.4 to 15.9 thousand tokens/s; bandwidth and overhead are those of
+`kvmodel.latency.VLLM`. One replica then bears 1.4 to 1.45 requests/s of the episode, at which llm-d's own loop
+settles."""
 
 LLM_D_BEHAVIOR = Behavior(
     ScalingRules((Policy("Percent", 100, 60), Policy("Pods", 4, 60)), stabilization_seconds=30),
