@@ -26,7 +26,7 @@ show corrects it."""
 LEAST_CORRECTION, MOST_CORRECTION = 0.5, 3.0
 _DOUBT_RATIO, _DOUBT_REQUESTS = 0.01, 10.0
 """Misses that are as likely chance as not, which hold the correction near 1."""
-LATE_RATIO = 0.02
+LATE_RATIO = 0.025
 """Share that it may see wait too long or find no room: near that point little more load makes all of them late."""
 SAFER_RATIO = 0.6
 """What may be shed must leave a fleet with so much less of either."""

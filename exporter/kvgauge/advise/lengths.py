@@ -19,6 +19,7 @@ _CELLS = 3
 _STEEPEST = 6.0
 """Bound on the slope of log density over log length: beyond it, two counts say more about chance than about shape."""
 _MOST_CENSORED = 64
+_MOST_RUNNING = 10_000
 _THIN_RATIO = 0.1
 """Of those who are likely to get so far, the share that must have been watched there. Where fewer were, they may well
 be points of a bucket that reaches further than any request did."""
@@ -124,6 +125,8 @@ def unfinished_ages(generated_tokens: float, finished_tokens: float, running: in
     if running < 1 or generated_tokens <= finished_tokens:
         return ()
     mean = (generated_tokens - finished_tokens) / running
+    # An engine that says it runs millions must not cost millions of entries here.
+    running = min(running, _MOST_RUNNING)
     count = min(running, steps)
     raw = [-math.log(1 - (step + 0.5) / count) for step in range(count)]
     scale = mean * count / math.fsum(raw)
