@@ -20,6 +20,7 @@ _ENGINE_VERSION = "0.32.0"
 """The one whose page this is, for an engine that is not planned for another."""
 _GPU_MEMORY_UTILIZATION = 0.9
 _SHORTEST_ROUND_SECONDS = 1.0
+_LOOK_SECONDS = 0.1
 
 
 def serve(scenario: Scenario, *, host: str, port: int, speed: float) -> None:
@@ -52,7 +53,9 @@ def serve(scenario: Scenario, *, host: str, port: int, speed: float) -> None:
     for warning in served.warnings:
         _say(f"warning: {warning}")
     _say(f"one engine of {scenario.name} at {speed:g} x real time answers at {url}/metrics")
-    stopping.wait()
+    # A signal may reach another thread, which does not wake this one: its handler runs when this one next looks.
+    while not stopping.wait(_LOOK_SECONDS):
+        pass
     server.stop()
 
 
