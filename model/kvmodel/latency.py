@@ -151,6 +151,16 @@ class StepCost:
             + sequences * self.sequence_seconds
         )
 
+    def scaled(self, memory: float, compute: float) -> "StepCost":
+        """The same where fixed time and traffic take `memory` times as long, and computing `compute` times."""
+        return StepCost(
+            fixed_seconds=memory * self.fixed_seconds,
+            kv_token_seconds=memory * self.kv_token_seconds,
+            token_seconds=compute * self.token_seconds,
+            pair_seconds=compute * self.pair_seconds,
+            sequence_seconds=memory * self.sequence_seconds,
+        )
+
     def prefill_seconds(self, tokens: float, cached_tokens: float = 0.0, chunk_tokens: float = 8192.0) -> float:
         """Seconds that the prefill of a prompt adds to the steps that carry it, `cached_tokens` of it found in a prefix
         cache: one `fixed_seconds` for each chunk, though decodes may share the step."""

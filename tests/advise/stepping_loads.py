@@ -86,10 +86,4 @@ def reading(state: EngineState, spec: EngineSpec = SPEC) -> RankReading:
 
 def wrong(cost: StepCost, memory: float, compute: float) -> StepCost:
     """A roofline that is off: the engine takes `memory` and `compute` times what it says."""
-    return StepCost(
-        cost.fixed_seconds / memory,
-        cost.kv_token_seconds / memory,
-        cost.token_seconds / compute,
-        cost.pair_seconds / compute,
-        cost.sequence_seconds / memory,
-    )
+    return cost.scaled(1 / memory, 1 / compute)

@@ -276,14 +276,7 @@ class StepLearner:
         self._calibrated = None
         if self._scales is not None:
             a, b = self._scales
-            cost = self._cost or _BARE
-            self._calibrated = StepCost(
-                fixed_seconds=a * cost.fixed_seconds,
-                kv_token_seconds=a * cost.kv_token_seconds,
-                token_seconds=b * cost.token_seconds,
-                pair_seconds=b * cost.pair_seconds,
-                sequence_seconds=a * cost.sequence_seconds,
-            )
+            self._calibrated = (self._cost or _BARE).scaled(a, b)
 
     def _why_not(self) -> str:
         if self._busy_seconds < _LINE_SECONDS:

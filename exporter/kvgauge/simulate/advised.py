@@ -21,7 +21,6 @@ from kvgauge.simulate.reading import observation_of, reading_of
 from kvgauge.simulate.signals import Kind, register
 from kvgauge.simulate.signals import Wish as SignalWish
 from kvgauge.simulate.state import EngineState
-from kvmodel.latency import StepCost
 
 LOOK_SECONDS = 5.0
 """A sidecar looks every second; in the simulation every fifth is enough, and the rest is the same."""
@@ -61,14 +60,7 @@ class Advised:
     ) -> None:
         self.name = name
         self._plan = plan
-        cost = plan.spec.step_cost
-        self._cost = StepCost(
-            cost.fixed_seconds * roofline_ratio,
-            cost.kv_token_seconds * roofline_ratio,
-            cost.token_seconds * roofline_ratio,
-            cost.pair_seconds * roofline_ratio,
-            cost.sequence_seconds * roofline_ratio,
-        )
+        self._cost = plan.spec.step_cost.scaled(roofline_ratio, roofline_ratio)
         self._restart_at_seconds = restart_at_seconds
         self._sidecars: dict[str, _Sidecar] = {}
         self._fleet = FleetHistory()
