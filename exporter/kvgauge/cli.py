@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 ROLES = {
     "sidecar": ("kvgauge.sidecar", "watch the engine and the GPU of this pod; serve metrics and advice"),
+    "aggregator": ("kvgauge.cluster.aggregator", "poll the sidecars of a cluster; serve autoscalers what they need"),
+    "injector": ("kvgauge.cluster.injector.command", "webhook that puts the sidecar into pods that ask for it"),
     "plan": ("kvgauge.planner", "what a model needs and what an engine makes of it, offline"),
     "simulate": ("kvgauge.simulate.command", "a load through a simulated fleet: how scaling signals compare, no GPU"),
     "demo": ("kvgauge.demo", "the sidecar on an embedded engine: no GPU, no cluster, no download"),

@@ -1,36 +1,16 @@
-"""The sidecar's settings: one validated model, filled from flags, `KVGAUGE_*` variables and a TOML file.
+"""The sidecar's settings."""
 
-A flag wins over a variable, a variable over the file. Anything wrong is one `InputError` that names the field.
-"""
-
-import argparse
-import json
 import os
-import re
-import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr
 
-from kvgauge.complaints import InputError, OneLineParser
+from kvgauge.configuring import RoleSettings, Seconds, load_role, to_toml, validated_role
 from kvgauge.observe.engines import NAMES
 
-ENVIRONMENT_PREFIX = "KVGAUGE_"
-MAX_CONFIG_BYTES = 1024 * 1024
-_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)?")
-_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
-
-
-def _seconds(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    match = _DURATION.fullmatch(value.strip())
-    if match is None:
-        raise ValueError("should be a duration such as 500ms, 1s or 2m")
-    return float(match[1]) * _UNIT_SECONDS[match[2]]
+__all__ = ["Settings", "load", "to_toml", "validated"]
 
 
 def _http_url(value: str) -> str:
@@ -49,13 +29,8 @@ def _engine_kind(value: str) -> str:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds)]
-
-
-class Settings(BaseModel):
+class Settings(RoleSettings):
     """Settings of `kvgauge sidecar`. Durations are seconds, or strings such as 500ms, 1s, 2m."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     engine: Annotated[str, AfterValidator(_engine_kind)] = Field(
         "auto", description="the engine's kind; auto tells it by what it answers"
@@ -114,84 +89,10 @@ class Settings(BaseModel):
 
 def load(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> tuple[Settings, bool]:
     """(settings, whether they are only to be printed). Raises InputError; `--help` exits 0."""
-    flags = vars(_parser().parse_args(arguments))
-    print_config = bool(flags.pop("print_config", False))
-    config = flags.pop("config", None) or environ.get(ENVIRONMENT_PREFIX + "CONFIG")
-    merged = {**(_from_file(Path(config)) if config else {}), **_from_environment(environ), **flags}
-    return validated(merged), print_config
+    description = "Watches the engine and the GPU of this pod, and serves metrics and advice."
+    return load_role(Settings, "sidecar", description, arguments, environ)
 
 
 def validated(values: Mapping[str, Any]) -> Settings:
     """Settings from plain values. Raises InputError."""
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        raise InputError(_first_line(error)) from None
-
-
-def to_toml(settings: Settings) -> str:
-    """The settings as a TOML file that `--config` reads back; of a secret only that it is set."""
-    lines = []
-    for name, value in settings.model_dump().items():
-        if isinstance(value, SecretStr):
-            lines.append(f"# {name} is set")
-        elif value is not None:
-            # JSON's strings, numbers and booleans are TOML's.
-            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
-    return "\n".join(lines) + "\n"
-
-
-def _parser() -> OneLineParser:
-    parser = OneLineParser(
-        prog="kvgauge sidecar",
-        description="Watches the engine and the GPU of this pod, and serves metrics and advice.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    for name, field in Settings.model_fields.items():
-        text = field.description or ""
-        if field.default not in {None, False}:
-            text += f" (default {field.default})"
-        flag = "--" + name.replace("_", "-")
-        if field.annotation is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-        else:
-            parser.add_argument(flag, metavar=name.upper(), help=text.replace("%", "%%"))
-    parser.add_argument("--config", metavar="FILE.toml", help="file with the same settings, names with underscores")
-    parser.add_argument("--print-config", action="store_true", help="print the settings in force and exit")
-    return parser
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    found = {}
-    for name in Settings.model_fields:
-        value = environ.get(ENVIRONMENT_PREFIX + name.upper())
-        # A Service called kvgauge makes Kubernetes set KVGAUGE_PORT=tcp://10.0.0.1:9838 in every pod beside it.
-        if value is not None and not (name == "port" and value.startswith(("tcp://", "udp://", "sctp://"))):
-            found[name] = value
-    return found
-
-
-def _from_file(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            body = file.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"config: {path}: {error.strerror}") from None
-    if len(body) > MAX_CONFIG_BYTES:
-        raise InputError(f"config: {path}: larger than {MAX_CONFIG_BYTES} bytes")
-    try:
-        return tomllib.loads(body.decode())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"config: {path}: {str(error).splitlines()[0]}") from None
-
-
-def _first_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"]) or "settings"
-    message = first["msg"].removeprefix("Value error, ").splitlines()[0]
-    if first["type"] == "extra_forbidden":
-        return f"{name}: no such setting"
-    if name == "engine_api_key":
-        return f"{name}: {message}"
-    return f"{name}: {message}, got {str(first['input'])[:100]!r}"
+    return validated_role(Settings, values)

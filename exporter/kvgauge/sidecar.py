@@ -12,6 +12,7 @@ from kvgauge.advise import History, StateFile, advise
 from kvgauge.assess import Assessment, EngineFlags, Memo, Past, assess, compared
 from kvgauge.assess.settling import GAP_SECONDS
 from kvgauge.complaints import InputError, fail
+from kvgauge.listening import bind
 from kvgauge.logs import logger, set_up
 from kvgauge.observe.agent import AgentSource
 from kvgauge.observe.engine import EngineSource
@@ -25,7 +26,6 @@ from kvgauge.observe.records import GpuReading, SourceState
 from kvgauge.observe.watching import Source
 from kvgauge.publish.board import Board
 from kvgauge.publish.families import Snapshot
-from kvgauge.publish.listening import bind
 from kvgauge.settings import Settings, load, to_toml
 
 # The tick must not hold the interpreter for longer than a scrape can wait: the default of 5 ms would show in its p99.

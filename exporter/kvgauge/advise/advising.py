@@ -39,6 +39,8 @@ class Advice:
     """Each limit, in requests; kv_worst_case is for information and never binds."""
     binding_limit: str | None
     load_ratio: float | None
+    kv_usage_ratio: float | None
+    """Slots that sequences hold, of the pool's."""
     kv_exhaustion_seconds: float | None
     """Seconds until the pool is full, by its trend or by what those that run will grow to; infinite when that is over
     HORIZON_SECONDS away (in JSON null, as when it is not known; the explanation says which)."""
@@ -106,6 +108,7 @@ def advise(
         limits={limit.name: limit.requests for limit in grounds.limits},
         binding_limit=binding.name,
         load_ratio=ratio,
+        kv_usage_ratio=presence.active_tokens / presence.capacity_tokens,
         kv_exhaustion_seconds=exhaustion,
         running=presence.running,
         waiting=presence.waiting,
@@ -131,6 +134,7 @@ def _invalid(observation: Observation, why: str, served: Served | None = None) -
         limits={},
         binding_limit=None,
         load_ratio=None,
+        kv_usage_ratio=None,
         kv_exhaustion_seconds=None,
         running=None,
         waiting=None,

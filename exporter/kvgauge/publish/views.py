@@ -81,6 +81,8 @@ class AdviceView:
     limits: Mapping[str, int]
     binding_limit: str | None
     load_ratio: float | None
+    kv_usage_ratio: float | None
+    """Slots that sequences hold, of the pool's."""
     kv_exhaustion_seconds: float | None
     """Null when not known and when not heading there."""
     running: int | None

@@ -1,0 +1,1 @@
+"""The webhook that puts the sidecar, and on request the agent, into pods."""
