@@ -1,32 +1,31 @@
-"""What the agent costs its engine: `scripts/bench agent [--quads N] [--window S] [--no-engine]`.
+"""What the agent costs its engine: `scripts/bench agent [--seconds S] [--no-engine]`.
 
 Its own work is timed on a pool of 100,000 blocks in this process. Throughput is that of a real vLLM on the CPU which
-decodes a full batch, with the agent at work and at rest in turn.
+decodes a full batch, just after each tick of the agent against just before and later.
 """
 
 import argparse
+import bisect
 import http.client
 import os
 import random
 import statistics
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import urllib3
 from tests.agent.fake_vllm import FakeScheduler, full_group, window_group
-from tests.e2e import tiny_model, vllm_switch
+from tests.e2e import tiny_model, vllm_timer
 from tests.e2e.agent_engine import AgentEngine
-from tests.e2e.processes import until
 from tests.e2e.tiny_model import TinyShape
 from tests.e2e.vllm_server import BLOCK_TOKENS, MODEL_NAME
 
 from bench.table import Figure, report
 from kvgauge_agent import vllm_scheduler
-from kvgauge_agent.daemon import Agent
+from kvgauge_agent.daemon import TICK_SECONDS, Agent
 from kvgauge_agent.spool import Spool
 from kvgauge_agent.vllm_scheduler import SchedulerPart
 from kvgauge_agent.wrapping import call_after
@@ -34,7 +33,10 @@ from kvgauge_agent.wrapping import call_after
 NUM_BLOCKS = 100_000
 REQUESTS = 256
 RUNNING = 16
-LONGEST_TOKENS = 8192
+LONGEST_TOKENS = 512
+WINDOW_SECONDS = 0.1
+# A tick costs the same whenever it comes; more of them tell more in less time.
+OFTEN_SECONDS = 0.35
 
 
 class UnwrittenSpool(Spool):
@@ -114,28 +116,24 @@ def idle_step_seconds() -> float:
     return (seconds(many, 50) - plain) / 1000
 
 
-class SwitchedEngine(AgentEngine):
-    """A vLLM whose agent rests while `rest` is there."""
+class TimedEngine(AgentEngine):
+    """A vLLM with the agent at work, which records when its steps ended and the agent's ticks began."""
 
     def __init__(self, python: Path, model: Path, folder: Path) -> None:
-        self.rest = folder / "rest"
+        self.times = folder / "times"
+        self.times.mkdir()
         blocks = RUNNING * LONGEST_TOKENS // BLOCK_TOKENS + 1
         arguments = ("--max-model-len", str(LONGEST_TOKENS), "--num-gpu-blocks-override", str(blocks))
-        super().__init__(python, model, folder, plugins=(vllm_switch,), arguments=arguments, tick_seconds=None)
+        super().__init__(python, model, folder, plugins=(vllm_timer,), arguments=arguments, tick_seconds=OFTEN_SECONDS)
 
     def _environment(self) -> dict[str, str]:
-        return super()._environment() | {vllm_switch.VARIABLE: str(self.rest)}
+        # With a thread on each core, every step waits for the one whose core does something else just then.
+        one_thread = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        return super()._environment() | one_thread | {vllm_timer.RECORD: str(self.times)}
 
-    def tokens_per_second(self, window_seconds: float, *, at_work: bool) -> float:
-        """Tokens generated over the next moments, by the engine's own count, with the agent at work or at rest."""
-        if at_work:
-            self.rest.unlink(missing_ok=True)
-        else:
-            self.rest.touch()
-        before, began = self.figures().generation_tokens_total, time.perf_counter()
-        time.sleep(window_seconds)
-        after, ended = self.figures().generation_tokens_total, time.perf_counter()
-        return (after - before) / (ended - began)
+    def record(self) -> str:
+        """What the scheduler's process recorded."""
+        return max((file.read_text() for file in self.times.iterdir()), key=len)
 
 
 def generate(url: str) -> None:
@@ -145,59 +143,70 @@ def generate(url: str) -> None:
     """
     prompt = [5] * 8
     wanted = {"n": RUNNING, "max_tokens": LONGEST_TOKENS - len(prompt), "ignore_eos": True}
-    answer = urllib3.request("POST", f"{url}/v1/completions", json={"model": MODEL_NAME, "prompt": prompt, **wanted})
+    body = {"model": MODEL_NAME, "prompt": prompt, **wanted}
+    answer = urllib3.request("POST", f"{url}/v1/completions", json=body, timeout=600, retries=False)
     assert answer.status == http.client.OK, answer.data[:200]
 
 
-def slowdowns(server: SwitchedEngine, quads: int, window_seconds: float) -> list[float]:
-    """How much slower the decoding engine was with the agent at work than with it at rest, as shares.
+def lost_seconds(record: str) -> list[float]:
+    """By how much longer the engine took for its steps after each tick of the agent than for those before and after.
 
-    Each is of four windows, of which the first and the last are alike: sequences grow, and so do the steps, evenly.
+    All that a tick costs the engine falls into the tenth of a second after its beginning. What the engine gets done in
+    it is compared with the tenths before and after it, in which the agent rests. Neighbours that close share what a
+    busy machine does to them. Only tenths are taken in which the batch was full.
     """
-    found: list[float] = []
-    draw = random.Random(1)
-    while len(found) < quads:
-        writing = threading.Thread(target=generate, args=(server.url,))
-        writing.start()
-        until(lambda: server.figures().running == RUNNING, 60, "a full batch")
-        while len(found) < quads:
-            first = draw.choice([True, False])
-            rates: dict[bool, float] = {True: 0.0, False: 0.0}
-            for at_work in (first, not first, not first, first):
-                rates[at_work] += server.tokens_per_second(window_seconds, at_work=at_work)
-            if server.figures().running < RUNNING:
-                # Some of it was after the end.
+    steps: list[float] = []
+    full: list[bool] = []
+    ticks: list[float] = []
+    for line in record.splitlines()[:-1]:
+        word, seconds = line.split()
+        if word == "tick":
+            ticks.append(float(seconds))
+        else:
+            steps.append(float(seconds))
+            full.append(int(word) == RUNNING)
+    found = []
+    for tick in ticks:
+        means = []
+        for begin in (tick - WINDOW_SECONDS, tick, tick + WINDOW_SECONDS):
+            first, end = bisect.bisect_left(steps, begin), bisect.bisect_left(steps, begin + WINDOW_SECONDS)
+            if first == 0 or end - first < 3 or not all(full[first - 1 : end]):
                 break
-            found.append(1 - rates[True] / rates[False])
-        writing.join()
+            means.append((steps[end - 1] - steps[first - 1]) / (end - first))
+        else:
+            found.append(WINDOW_SECONDS * (means[1] / statistics.mean((means[0], means[2])) - 1))
     return found
 
 
-def throughput(python: Path, quads: int, window_seconds: float) -> tuple[Figure, str]:
-    """The slowdown of one decoding engine, the agent at work and at rest in turn, and how far to trust it.
+def throughput(python: Path, least_seconds: float) -> tuple[Figure, str]:
+    """What the agent takes from one decoding engine, as a share of the time between two ticks, and how far to trust it.
 
     Two engines, one with the agent and one without, differ by percents for as long as they live, whoever has it: where
-    their threads and memory came to lie decides. Of the agent at rest a call per step is left, which is timed above.
+    their threads and memory came to lie decides. And whole seconds of one engine differ by tens of percents on a
+    virtual machine. So what is compared is the engine just after a tick and the same engine just before and just
+    later. Between the ticks a call per step is left, which is timed above.
     """
     os.environ.pop("PYTHONPATH", None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny_model.write(folder / "model", TinyShape(max_position=LONGEST_TOKENS))
         (folder / "engine").mkdir()
-        server = SwitchedEngine(python, folder / "model", folder / "engine")
+        server = TimedEngine(python, folder / "model", folder / "engine")
         try:
             server.start()
-            found = slowdowns(server, quads, window_seconds)
+            began = time.monotonic()
+            while time.monotonic() - began < least_seconds:
+                generate(server.url)
             assert server.file("scheduler")["sequence"] > 0
         finally:
             server.close()
-    error = statistics.stdev(found) / len(found) ** 0.5
+        lost = lost_seconds(server.record())
+    error = statistics.stdev(lost) / len(lost) ** 0.5
     note = (
-        f"standard error of the mean {100 * error:.2f} %, one of the {quads} {100 * statistics.stdev(found):.1f} %; "
-        f"their median {100 * statistics.median(found):+.2f} %"
+        f"{len(lost)} ticks: mean {1e3 * statistics.mean(lost):+.2f} ms lost, standard error {1e3 * error:.2f} ms, "
+        f"median {1e3 * statistics.median(lost):+.2f} ms"
     )
-    name = f"vLLM slower by, mean of {quads} times 4 windows of {window_seconds:g} s"
-    return Figure(name, "%", 0.5, 100 * statistics.mean(found)), note
+    return Figure("vLLM slower by", "%", 0.5, 100 * (statistics.mean(lost) + 2 * error) / TICK_SECONDS), note
 
 
 def vllm_python() -> Path:
@@ -208,10 +217,7 @@ def vllm_python() -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench agent")
-    parser.add_argument(
-        "--quads", type=int, default=60, help="windows with the agent at work twice and at rest twice (default 60)"
-    )
-    parser.add_argument("--window", type=float, default=2.0, help="seconds of one window (default 2)")
+    parser.add_argument("--seconds", type=float, default=300.0, help="for how long the engine is timed (default 300)")
     parser.add_argument("--no-engine", action="store_true", help="leave the throughput of vLLM out")
     options = parser.parse_args()
     tick, in_step = own_work(1)
@@ -226,7 +232,7 @@ def main() -> None:
         f"of the tick {1e3 * in_step:.2f} ms in the engine's own thread; medians of processor time, writing left out",
     ]
     if not options.no_engine:
-        figure, note = throughput(vllm_python(), max(options.quads, 2), options.window)
+        figure, note = throughput(vllm_python(), options.seconds)
         figures.append(figure)
         notes.append(note)
     report("agent", figures, notes)
