@@ -131,7 +131,7 @@ class TimedEngine(AgentEngine):
         one_thread = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         return super()._environment() | one_thread | {vllm_timer.RECORD: str(self.times)}
 
-    def record(self) -> str:
+    def timed(self) -> str:
         """What the scheduler's process recorded."""
         return max((file.read_text() for file in self.times.iterdir()), key=len)
 
@@ -200,7 +200,7 @@ def throughput(python: Path, least_seconds: float) -> tuple[Figure, str]:
             assert server.file("scheduler")["sequence"] > 0
         finally:
             server.close()
-        lost = lost_seconds(server.record())
+        lost = lost_seconds(server.timed())
     error = statistics.stdev(lost) / len(lost) ** 0.5
     note = (
         f"{len(lost)} ticks: mean {1e3 * statistics.mean(lost):+.2f} ms lost, standard error {1e3 * error:.2f} ms, "
