@@ -103,7 +103,7 @@ def half_written(first: PemPair) -> Iterable[Callable[[], PemPair]]:
     yield lambda: (b"", b"")
 
 
-def test_a_pair_that_does_not_load_leaves_the_one_before() -> None:
+def test_a_pair_that_does_not_load_leaves_the_one_before(caplog: pytest.LogCaptureFixture) -> None:
     first = pem_pair()
     sources: list[Callable[[], PemPair]] = [lambda: first]
 
@@ -112,6 +112,7 @@ def test_a_pair_that_does_not_load_leaves_the_one_before() -> None:
             for broken in half_written(first):
                 sources.append(broken)
                 assert await told_over_tls(port, first[0]) == 4
+            assert "the scaler's certificate cannot be read (FileNotFoundError); the one before stays" in caplog.text
             second = pem_pair()
             sources.append(lambda: second)
             assert await told_over_tls(port, second[0]) == 4

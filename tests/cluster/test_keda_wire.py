@@ -6,7 +6,7 @@ import struct
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvgauge.cluster.keda_messages import (
@@ -85,6 +85,7 @@ def test_any_bytes_are_a_message_or_malformed(body: bytes) -> None:
 
 
 @given(st.integers(0, 10**12))
+@example(1001)
 def test_keda_cuts_no_thousandth_off(milli: int) -> None:
     assert int(as_double(milli) * 1000) == milli
     assert math.isclose(as_double(milli), milli / 1000, rel_tol=1e-15)
