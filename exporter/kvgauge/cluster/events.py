@@ -109,8 +109,11 @@ class PressureTeller:
         return count
 
     def _is_due(self, state: PodState, now: float) -> bool:
-        """A pod that is silent now has no figures to tell. Pressure that is over before it may be told is not told."""
+        """A pod that is silent, or says the opposite by now, has no figures that fit. Pressure that is over before it
+        may be told is not told."""
         watched = self._watched[state.pod.uid]
+        if watched.pressure.turning_seconds is not None:
+            return False
         if watched.pressure.on == watched.told_on or not is_fresh(state.reading, self._bounds, now):
             return False
         if self._refusals.forbids(state.pod.key.namespace):
