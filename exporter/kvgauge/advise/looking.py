@@ -1,7 +1,7 @@
 """An engine's counters at one moment, all its data-parallel ranks together, and what lies between two such moments."""
 
-import itertools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,7 +96,7 @@ def has_restarted(before: Look, now: Look) -> bool:
 
 def difference(newer: Histogram, older: Histogram) -> Histogram:
     """What was counted between two moments. Both have the same bounds."""
-    counts = itertools.starmap(lambda new, old: new - old, zip(newer.cumulative, older.cumulative, strict=True))
+    counts = map(operator.sub, newer.cumulative, older.cumulative)
     return Histogram(newer.bounds, tuple(counts), max(newer.total - older.total, 0.0))
 
 

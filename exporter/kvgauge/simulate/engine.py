@@ -109,6 +109,8 @@ class PagedEngine:
         self._ends_at: defaultdict[int, list[_Sequence]] = defaultdict(list)
         self._end_steps: list[int] = []
         self._counts = Counts(spec.max_model_len)
+        self.in_flight_requests = 0
+        """Requests submitted and not finished."""
 
     def submit(self, request: Request) -> None:
         """Hands over a request that will arrive at its time. Requests come in order of arrival.
@@ -124,6 +126,7 @@ class PagedEngine:
                 f"not {request.total_tokens}"
             )
         self._arrivals.append(request)
+        self.in_flight_requests += 1
 
     def advance(self, until_seconds: float) -> None:
         """Runs the clock to `until_seconds`: begins every step that starts before, completes those that end by then.
@@ -149,11 +152,6 @@ class PagedEngine:
                 self._begin()
         self._now = until_seconds
 
-    @property
-    def in_flight_requests(self) -> int:
-        """Requests submitted and not finished."""
-        return len(self._running) + len(self._waiting) + len(self._arrivals)
-
     def next_finish_seconds(self) -> float:
         """A time before which no request finishes, unless one is submitted meanwhile: what a router may skip to.
         Infinite when there is nothing to do."""
@@ -166,7 +164,7 @@ class PagedEngine:
             return step.end_seconds
         if self._blocks_due(self._steps, leap) > self._free_blocks or self._head_fits():
             return step.end_seconds
-        return step.end_seconds + self._leap_seconds(leap, step.decodes)
+        return step.end_seconds + self._leap_seconds(leap, step.decodes, self._decode_seconds(step.decodes))
 
     def running_tokens(self) -> tuple[int, ...]:
         """Tokens stored by each running sequence, in order of admission."""
@@ -232,11 +230,14 @@ class PagedEngine:
             partial += due[: start + rest - size]
         return (rounds * sum(due) if rounds else 0) + sum(partial)
 
-    def _leap_seconds(self, steps: int, decodes: int) -> float:
-        """Time of that many steps from now, in each of which only the `decodes` sequences decode."""
-        cost = self._cost
-        first = cost.seconds(self._read_tokens + decodes, decodes)
-        return steps * first + cost.kv_token_seconds * decodes * steps * (steps - 1) / 2
+    def _decode_seconds(self, decodes: int) -> float:
+        """Time of the next step when only the `decodes` sequences decode in it."""
+        return self._cost.seconds(self._read_tokens + decodes, decodes)
+
+    def _leap_seconds(self, steps: int, decodes: int, first: float) -> float:
+        """Time of that many steps from now, in each of which only the `decodes` sequences decode; `first` is that of
+        the first of them."""
+        return steps * first + self._cost.kv_token_seconds * decodes * steps * (steps - 1) / 2
 
     def _leap(self, until_seconds: float) -> bool:
         """Takes all steps at once that end by `until_seconds` and in which nothing happens but decoding: nobody is
@@ -245,14 +246,13 @@ class PagedEngine:
         steps = self._first_end() - self._steps
         if self._prefilling is not None or steps < 1 or self._head_fits():
             return False
-        steps = self._steps_in_pool(self._steps_until(until_seconds, decodes, steps))
+        first = self._decode_seconds(decodes)
+        steps = self._steps_in_pool(self._steps_until(until_seconds, decodes, steps, first))
         if steps < 1:
             return False
-        cost = self._cost
-        first = cost.seconds(self._read_tokens + decodes, decodes)
-        slope = cost.kv_token_seconds * decodes
+        slope = self._cost.kv_token_seconds * decodes
         self._take(self._blocks_due(self._steps, steps))
-        seconds = self._leap_seconds(steps, decodes)
+        seconds = self._leap_seconds(steps, decodes, first)
         self._clock += seconds
         self._busy_seconds += seconds
         self._steps += steps
@@ -262,20 +262,21 @@ class PagedEngine:
         self._counts.inter_token_seconds.observe_line(first, slope, steps, decodes)
         return True
 
-    def _steps_until(self, until_seconds: float, decodes: int, most: int) -> int:
-        """How many of the next steps, `most` at most, end by that time."""
+    def _steps_until(self, until_seconds: float, decodes: int, most: int, first: float) -> int:
+        """How many of the next steps, `most` at most, end by that time; the first one takes `first` seconds."""
         room = until_seconds - self._clock
-        if self._leap_seconds(most, decodes) <= room:
+        if first > room:
+            return 0
+        if self._leap_seconds(most, decodes, first) <= room:
             return most
-        cost = self._cost
-        half = cost.kv_token_seconds * decodes / 2
-        linear = cost.seconds(self._read_tokens + decodes, decodes) - half
+        half = self._cost.kv_token_seconds * decodes / 2
+        linear = first - half
         steps = (math.sqrt(linear * linear + 4 * half * room) - linear) / (2 * half) if half else room / linear
         found = min(max(int(steps), 0), most)
         # The root is rounded; the sum decides.
-        while found > 0 and self._leap_seconds(found, decodes) > room:
+        while found > 0 and self._leap_seconds(found, decodes, first) > room:
             found -= 1
-        while found < most and self._leap_seconds(found + 1, decodes) <= room:
+        while found < most and self._leap_seconds(found + 1, decodes, first) <= room:
             found += 1
         return found
 
@@ -471,6 +472,7 @@ class PagedEngine:
 
     def _finish(self, sequence: _Sequence) -> None:
         del self._running[sequence]
+        self.in_flight_requests -= 1
         self._release(sequence)
         request = sequence.request
         if request.total_tokens == self.spec.max_model_len:

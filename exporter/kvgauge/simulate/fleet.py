@@ -153,6 +153,10 @@ class _Pod:
         self.version = 0
 
 
+def _in_flight(pod: "_Pod") -> int:
+    return pod.engine.in_flight_requests
+
+
 class Fleet:
     """Runs one load under one signal. Deterministic: the same plan, load and signal give the same result."""
 
@@ -250,7 +254,7 @@ class Fleet:
             _, _, version, pod = heapq.heappop(due)
             if version == pod.version and pod.gone is None:
                 self._advance(pod, now)
-        best = min((pod for pod in self._pods if pod.ready), key=lambda pod: pod.engine.in_flight_requests)
+        best = min([pod for pod in self._pods if pod.ready], key=_in_flight)
         best.engine.advance(now)
         best.engine.submit(request)
         self._schedule(best)

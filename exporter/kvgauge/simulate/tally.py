@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import accumulate
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Tally:
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
+        self._all_bounds = (*bounds, float("inf"))
         self._counts = [0] * (len(bounds) + 1)
         self._total = 0.0
 
@@ -46,12 +48,7 @@ class Tally:
 
     def snapshot(self) -> Distribution:
         """What was observed so far."""
-        cumulative: list[int] = []
-        seen = 0
-        for count in self._counts:
-            seen += count
-            cumulative.append(seen)
-        return Distribution((*self._bounds, float("inf")), tuple(cumulative), self._total)
+        return Distribution(self._all_bounds, tuple(accumulate(self._counts)), self._total)
 
 
 def bounds_1_2_5(largest: int) -> tuple[float, ...]:
