@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from kubernetes.aio.client import ApiClient, Configuration, CoordinationV1Api, V1Lease, V1LeaseSpec
+from kubernetes.aio.config.config_exception import ConfigException
 
 from kvgauge.cluster.leading import LEASE, Leadership, Timing, lease_namespace, own_identity
 from kvgauge.complaints import InputError
@@ -271,6 +272,41 @@ def test_anothers_lease_is_valid_for_as_long_as_it_says() -> None:
         assert not await other.attempt()
         pass_seconds(1, one, other)
         assert await other.attempt()
+
+    play(part)
+
+
+def test_a_token_that_is_just_being_replaced_ends_nothing() -> None:
+    async def part(scene: Scene) -> None:
+        broken = [True]
+
+        async def token(configuration: Configuration) -> None:
+            if broken:
+                raise ConfigException("Token file exists but empty.")
+
+        settings = Configuration(host=scene.api.url)
+        settings.refresh_api_key_hook = token  # type: ignore[assignment]
+        settings.api_key["BearerToken"] = "Bearer x"
+        async with ApiClient(settings) as client:
+            one = Leadership(client, "kvgauge", "one")
+            assert not await one.attempt()
+            broken.clear()
+            assert await one.attempt()
+
+    play(part)
+
+
+def test_a_leader_whose_lease_somebody_gave_away_ceases_at_once() -> None:
+    async def part(scene: Scene) -> None:
+        one = await scene.candidate("one")
+        await one.attempt()
+        lease = await scene.lease()
+        assert lease.spec is not None
+        lease.spec.holder_identity = "other"
+        await scene.leases.replace_namespaced_lease(LEASE, "kvgauge", lease)
+        assert one.leads()
+        assert not await one.attempt()
+        assert not one.leads()
 
     play(part)
 

@@ -63,7 +63,13 @@ def test_pressure_ends_below_lower_bounds_after_a_longer_hold() -> None:
 
 @pytest.mark.parametrize(
     "said",
-    [reading(usage=0.86), reading(usage=0.1, load=0.95), reading(usage=0.1, load=0.1, exhaustion=179.0), reading()],
+    [
+        reading(usage=0.86),
+        reading(usage=0.1, load=0.95),
+        reading(usage=0.1, load=0.1, exhaustion=179.0),
+        reading(),
+        reading(usage=float("nan")),
+    ],
 )
 def test_between_the_bounds_it_stays(said: Reading) -> None:
     on = after(15, FULL)

@@ -42,11 +42,10 @@ class Pressure:
 
 
 def judge(before: Pressure, reading: Reading | None, bounds: Bounds, now_seconds: float) -> Pressure:
-    """A change of `on` is a change to tell. A silent pod changes nothing, and what was turning begins anew."""
+    """A change of `on` is a change to tell. A silent pod changes nothing, and what was turning begins anew. The same
+    reading judged again changes nothing either: time passes by what readings say of themselves."""
     if not is_fresh(reading, bounds, now_seconds):
         return replace(before, turning_seconds=None)
-    if reading.read_seconds <= before.read_seconds:
-        return before
     pressed = _is_pressed(reading, before.on, bounds)
     if pressed is None or pressed == before.on:
         return replace(before, turning_seconds=None, read_seconds=reading.read_seconds)
@@ -60,10 +59,11 @@ def judge(before: Pressure, reading: Reading | None, bounds: Bounds, now_seconds
 
 def _is_pressed(reading: Reading, on: bool, bounds: Bounds) -> bool | None:
     """None: nothing is told that would say so or otherwise."""
-    usage, load, exhaustion = reading.kv_usage_ratio, None, None
+    usage = reading.kv_usage_ratio if _is_finite(reading.kv_usage_ratio) else None
+    load = exhaustion = None
     # Usage is what the engine says; the others are advice, which says of itself when it can't be relied on.
     if reading.valid:
-        load = reading.load_ratio if reading.binding_limit in _KV_LIMITS else None
+        load = reading.load_ratio if reading.binding_limit in _KV_LIMITS and _is_finite(reading.load_ratio) else None
         exhaustion = reading.kv_exhaustion_seconds
     if usage is None and load is None and exhaustion is None:
         return None

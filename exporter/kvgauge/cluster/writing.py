@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import aiohttp
 from kubernetes.aio.client.exceptions import ApiException, OpenApiException
+from kubernetes.aio.config.config_exception import ConfigException
 
 from kvgauge.logs import logger
 
@@ -15,8 +16,9 @@ Clock = Callable[[], float]
 WRITE_SECONDS = 4.0
 """Bound on a write. Less than what lies between the end of leading and the end of the lease, so that a write that began
 while leading is over before another leads."""
-TROUBLE = (OpenApiException, aiohttp.ClientError, OSError, ValueError)
-"""What a call of the official client may raise when the API server is away, slow, refuses or answers nonsense."""
+TROUBLE = (OpenApiException, ConfigException, aiohttp.ClientError, OSError, ValueError)
+"""What a call of the official client may raise when the API server is away, slow, refuses or answers nonsense, or when
+the client's token is just being replaced."""
 
 _FORBIDDEN = (401, 403)
 
