@@ -78,6 +78,15 @@ class Settings(RoleSettings):
     spool: str | None = Field(
         None, min_length=1, description="the agent's spool folder; without it /run/kvgauge, where that exists"
     )
+    gpu_count: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="GPUs that the engine has; of more visible ones those not known as its are hidden",
+    )
+    gpu_uuids: str | None = Field(
+        None, min_length=1, max_length=4096, description="their UUIDs, separated by commas; others are hidden"
+    )
     slo_ttft: Seconds | None = Field(None, gt=0, le=3600, description="time to first token to keep")
     slo_tpot: Seconds | None = Field(None, gt=0, le=60, description="time per output token to keep")
     state_file: str | None = Field(

@@ -22,6 +22,7 @@ from kvgauge.observe.merging import PAGELESS
 from kvgauge.observe.model import ModelSource
 from kvgauge.observe.nvml import NvmlSource
 from kvgauge.observe.observer import Observer
+from kvgauge.observe.owning import Ownership
 from kvgauge.observe.records import GpuReading, SourceState
 from kvgauge.observe.watching import Source
 from kvgauge.publish.board import Board
@@ -76,6 +77,7 @@ class Loop:
             engine_timeout_seconds=settings.engine_timeout,
             stale_after_seconds=settings.stale_after,
             stalled_after_seconds=settings.stalled_after,
+            ownership=Ownership(settings.gpu_count, frozenset((settings.gpu_uuids or "").split(",")) - {""}),
         )
         self._memo = Memo()
         self._past = Past(gap_seconds=max(GAP_SECONDS, 3 * settings.interval))

@@ -7,6 +7,7 @@ from kvgauge.observe.agent import STALE_SECONDS, AgentSource, fresh
 from kvgauge.observe.engine import EngineSource
 from kvgauge.observe.merging import Comparison, assign, refined, standing_in
 from kvgauge.observe.model import ModelSource
+from kvgauge.observe.owning import Ownership, owned
 from kvgauge.observe.records import AgentReading, EngineReading, GpuReading, ModelReading, Observation, SourceState
 from kvgauge.observe.watching import Source, Watcher
 
@@ -15,6 +16,7 @@ _DEVICE_PATIENCE_SECONDS = 2.0
 # Headers of a few hundred shards on a network volume take a while, once.
 _MODEL_PATIENCE_SECONDS = 60.0
 _AGENT_PATIENCE_SECONDS = 2.0
+NOTHING_SAID = Ownership()
 _NO_PAGE = SourceState("engine", False, None, None, "no_agent", "this engine has no page, and no agent tells of it")
 
 
@@ -24,7 +26,8 @@ class Observer:
     `engine` None is one without a page (`merging.PAGELESS`): the agents alone tell of it. `engine_timeout_seconds`
     bounds one read of the engine; readings older than `stale_after_seconds` are dropped, agents' files older than
     STALE_SECONDS. Where no model was named, the path that the engine states is followed. An engine whose scheduler has
-    requests and has not stepped for `stalled_after_seconds` counts as down, whatever its page says.
+    requests and has not stepped for `stalled_after_seconds` counts as down, whatever its page says. Of the GPUs those
+    are kept that are the engine's by `ownership`; where that cannot be told, none.
     """
 
     def __init__(
@@ -37,11 +40,13 @@ class Observer:
         engine_timeout_seconds: float,
         stale_after_seconds: float,
         stalled_after_seconds: float = 30.0,
+        ownership: Ownership = NOTHING_SAID,
     ) -> None:
         self._model_source = model
         self._engine_source = engine
         self._agent_source = agent
         self._stalled_after_seconds = stalled_after_seconds
+        self._ownership = ownership
         self._comparison = Comparison()
         self._follow_engine = model.path is None
         self._devices = Watcher(
@@ -95,17 +100,26 @@ class Observer:
         self._model.request()
         self._devices.wait(deadline - time.monotonic())
         self._model.wait(deadline - time.monotonic())
-        gpus, device_state = self._devices.latest()
+        gpus, device_state = self._own_gpus(agent)
         model, model_state = self._model.latest()
         return Observation(
             wall_seconds=time.time(),
             monotonic_seconds=time.monotonic(),
-            gpus=gpus or (),
+            gpus=gpus,
             engine=engine,
             model=model,
             sources=(device_state, engine_state, *((agent_state,) if agent_state else ()), model_state),
             agent=agent,
         )
+
+    def _own_gpus(self, agent: AgentReading | None) -> tuple[tuple[GpuReading, ...], SourceState]:
+        visible, state = self._devices.latest()
+        if visible is None:
+            return (), state
+        gpus, why_not = owned(visible, agent, self._ownership)
+        if why_not is not None:
+            state = replace(state, up=False, reason="ambiguous", message=why_not)
+        return gpus, state
 
     def _merged(
         self, engine: EngineReading | None, state: SourceState, agent: AgentReading
