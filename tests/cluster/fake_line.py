@@ -9,10 +9,12 @@ Fault = Literal["none", "cut", "silent", "lossy"]
 
 class FakeLine:
     """`fault` may be set at any time: ``cut`` closes what asks, ``silent`` lets no request through, ``lossy`` lets the
-    request through and closes instead of the answer. `requests` counts the chunks that came from clients."""
+    request through and closes instead of the answer; so does any answer after `answers_left`. `requests` counts the
+    chunks that came from clients."""
 
     def __init__(self, host: str, port: int) -> None:
         self.fault: Fault = "none"
+        self.answers_left: int | None = None
         self.requests = 0
         self._target = host, port
         self._tasks: set[asyncio.Task[None]] = set()
@@ -55,9 +57,15 @@ class FakeLine:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
         while chunk := await reader.read(65536):
             self.requests += not answers
-            if self.fault == "cut" or (self.fault == "lossy" and answers):
+            if self.fault == "cut" or (answers and self._loses()):
                 raise EOFError
             if self.fault != "silent" or answers:
                 writer.write(chunk)
                 await writer.drain()
         raise EOFError
+
+    def _loses(self) -> bool:
+        if self.answers_left is None:
+            return self.fault == "lossy"
+        self.answers_left -= 1
+        return self.answers_left < 0

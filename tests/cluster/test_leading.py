@@ -33,6 +33,13 @@ class Candidate:
     async def attempt(self) -> bool:
         return await self.leadership.attempt()
 
+    async def line_lost_after(self, answers: int) -> bool:
+        """An attempt of which only so many answers arrive."""
+        self.line.answers_left = answers
+        held = await self.attempt()
+        self.line.answers_left = None
+        return held
+
     def leads(self) -> bool:
         return self.leadership.is_leader
 
@@ -210,6 +217,18 @@ def test_a_lease_that_was_given_up_is_taken_at_once() -> None:
         assert await scene.holder() == ""
         assert await other.attempt()
         assert await scene.holder() == "other"
+
+    play(part)
+
+
+def test_a_lease_that_was_made_without_an_answer_is_given_up_too() -> None:
+    async def part(scene: Scene) -> None:
+        one = await scene.candidate("one")
+        # What reaches the server is the read; the next request is the creation.
+        assert not await one.line_lost_after(1)
+        assert await scene.holder() == "one"
+        await one.leadership.release()
+        assert await scene.holder() == ""
 
     play(part)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 from kubernetes.aio.client import ApiClient, Configuration
 
+from kvgauge.cluster.leading import Alone, Leadership
 from kvgauge.cluster.records import Pod, PodState, WorkloadKey
 from kvgauge.cluster.scale_in import COST, HELPER, MANAGED, CostKeeper, Pace, keep_costs
 from kvgauge.cluster.store import Store
@@ -264,11 +265,30 @@ def test_the_budget_is_kept_and_each_workload_gets_its_share() -> None:
     play(part, *names, pace=Pace(interval_seconds=0.005, patches_per_second=2000.0), store=store)
 
 
+def test_of_two_replicas_one_writes_and_the_other_goes_on_with_the_marks() -> None:
+    async def part(scene: Scene) -> None:
+        one = Leadership(scene.client, "kvgauge", "one", clock=scene.clock)
+        other = Leadership(scene.client, "kvgauge", "other", clock=scene.clock)
+        keepers = [CostKeeper(scene.client, scene.store, leading, PACE, scene.clock) for leading in (one, other)]
+        assert (await one.attempt(), await other.attempt()) == (True, False)
+        scene.see("a", 70_000)
+        scene.see("b", 20_000)
+        assert [await keeper.look() for keeper in keepers] == [2, 0]
+        await one.release()
+        assert await other.attempt()
+        scene.see("a", 70_000)
+        scene.see("b", 60_000)
+        assert [await keeper.look() for keeper in keepers] == [0, 1]
+        assert {name: mark[COST] for name, mark in scene.marks().items()} == {"a": "70000", "b": "60000"}
+
+    play(part, pod("a"), pod("b"))
+
+
 def test_it_goes_on_until_it_is_cancelled_and_leaves_the_marks() -> None:
     async def part(scene: Scene) -> None:
         scene.see("a", 70_000)
         scene.see("b", 20_000)
-        keeping = asyncio.create_task(keep_costs(scene.client, scene.store, scene.leadership, QUICK, scene.clock))
+        keeping = asyncio.create_task(keep_costs(scene.client, scene.store, Alone(), QUICK, scene.clock))
         while len([mark for mark in scene.marks().values() if mark]) < 2:
             await asyncio.sleep(0.01)
         keeping.cancel()
