@@ -7,7 +7,11 @@ from typing import Any
 import helm_python
 import pytest
 
-from kvgauge.cluster.names import PORT, SIDECAR
+from kvgauge.cluster.injector.patching import inject
+from kvgauge.cluster.injector.pods import Pod
+from kvgauge.cluster.names import INJECT, PORT, SIDECAR
+from kvgauge.cluster.settings import InjectorSettings
+from kvgauge.configuring import validated_role
 from kvgauge.settings import Settings, validated
 from kvgauge.settings import load as load_sidecar
 from tests.helm.rendering import LIBRARY, VERSIONS, Manifest, named, render
@@ -89,13 +93,17 @@ def test_before_native_sidecars_it_is_the_last_container(consumer: Path) -> None
     assert "restartPolicy" not in container
 
 
-@pytest.mark.parametrize("mode", ["none", "env", "runtimeClass", "dra"])
+@pytest.mark.parametrize("mode", ["none", "env", "runtimeClass", "dra", "hostPath"])
 def test_views_of_the_gpu(consumer: Path, mode: str) -> None:
     template, container = pod(consumer, gpu={"mode": mode, "runtimeClassName": "other", "claims": ["gpu"]})
     variables = {one["name"] for one in container.get("env", [])}
     assert ("NVIDIA_VISIBLE_DEVICES" in variables) == (mode in {"env", "runtimeClass"})
     assert template["spec"].get("runtimeClassName") == ("other" if mode == "runtimeClass" else None)
     assert container["resources"].get("claims") == ([{"name": "gpu"}] if mode == "dra" else None)
+    assert bool(container["securityContext"].get("privileged")) == (mode == "hostPath")
+    mounts = {one["name"] for one in container["volumeMounts"]}
+    assert mounts <= {one["name"] for one in template["spec"]["volumes"]}
+    assert ("kvgauge-driver" in mounts) == (mode == "hostPath")
     assert not any("nvidia.com" in name for name in container["resources"]["requests"])
 
 
@@ -103,10 +111,28 @@ def test_views_of_the_gpu(consumer: Path, mode: str) -> None:
     ("sidecar", "message"),
     [
         ({"image": ""}, "image: missing"),
-        ({"gpu": {"mode": "hostPath"}}, "gpu.mode: should be"),
+        ({"gpu": {"mode": "all"}}, "gpu.mode: should be"),
         ({"gpu": {"mode": "dra"}}, "gpu.claims: missing"),
     ],
 )
 def test_what_cannot_be_is_named(consumer: Path, sidecar: dict[str, Any], message: str) -> None:
     with pytest.raises(helm_python.HelmRenderError, match=message):
         render({"sidecar": sidecar}, folder=consumer)
+
+
+@pytest.mark.parametrize("mode", ["none", "env", "runtimeClass", "hostPath"])
+def test_it_is_what_the_injector_would_have_put_in(consumer: Path, mode: str) -> None:
+    """Apart from what only the injector can read from the pod's spec."""
+    engine = {"name": "engine", "image": "vllm-openai:1", "args": ["--model", "m"]}
+    asking = Pod.model_validate(
+        {"metadata": {"name": "engine", "labels": {INJECT: "true"}}, "spec": {"containers": [engine]}}
+    )
+    settings = validated_role(InjectorSettings, {"gpu_mode": mode})
+    added: dict[str, Any] = {one["path"]: one["value"] for one in inject(asking, settings, native=True).patch}  # type: ignore[misc]
+    template, ours = pod(consumer, gpu={"mode": mode})
+    (theirs,) = added["/spec/initContainers"]
+    for key in ("command", "ports", "livenessProbe", "securityContext", "resources", "restartPolicy", "volumeMounts"):
+        assert ours[key] == theirs[key], key
+    assert added["/metadata/labels/kvgauge.dev~1sidecar"] == template["metadata"]["labels"][SIDECAR]
+    assert added["/spec/volumes"] == [one for one in template["spec"]["volumes"] if one["name"] != "spool"]
+    assert added.get("/spec/runtimeClassName") == template["spec"].get("runtimeClassName")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from kvgauge.cli import ROLES
+from kvgauge.cluster.names import SIDECAR
 from kvgauge.cluster.settings import AggregatorSettings, InjectorSettings, ServingSettings
 from kvgauge.configuring import load_role, validated_role
 from kvgauge.settings import load as load_sidecar
@@ -54,12 +55,12 @@ def test_every_container_says_what_it_runs_and_the_role_takes_its_flags(switch: 
 
 
 def test_the_defaults_of_the_chart_are_those_of_the_roles() -> None:
-    same = {"log_format", "tls_cert", "tls_key", "image", "image_pull_policy", "leader_election"}
+    other = {"log_format", "tls_cert", "tls_key", "image", "image_pull_policy", "leader_election", "pod_selector"}
     for role, kind in KINDS.items():
         found = settings({}, role).model_dump()
         default = validated_role(kind, {}).model_dump()
-        assert {name: found[name] for name in found if name not in same} == {
-            name: default[name] for name in default if name not in same
+        assert {name: found[name] for name in found if name not in other} == {
+            name: default[name] for name in default if name not in other
         }
 
 
@@ -71,6 +72,15 @@ def test_switches_reach_the_aggregator() -> None:
     assert (found.keda_port, found.keda_tls, found.external) == (9840, True, True)
     assert (found.namespace, found.pod_selector) == ("llm", "team=llm")
     assert (found.sidecar_port, found.port, found.metrics_port) == (9900, 8443, 9839)
+
+
+def test_the_aggregator_watches_pods_by_the_label_that_injector_and_library_set() -> None:
+    found = settings({}, "aggregator")
+    assert isinstance(found, AggregatorSettings)
+    assert found.pod_selector == f"{SIDECAR}=true"
+    everything = settings({"aggregator": {"podSelector": ""}}, "aggregator")
+    assert isinstance(everything, AggregatorSettings)
+    assert everything.pod_selector is None
 
 
 @pytest.mark.parametrize(("switch", "elects"), [("injector off", False), ("events", True), ("scale-in helper", True)])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from kvgauge.cluster.injector.admission import PATH
 from kvgauge.cluster.names import INJECT
 from tests.helm.rendering import NAMESPACE, Manifest, Values, merged, named, render
 from tests.helm.switches import SWITCHES
@@ -53,6 +54,7 @@ def test_it_calls_the_injectors_service() -> None:
     service = named(manifests, "Service", client["service"]["name"])
     assert client["service"]["namespace"] == service["metadata"]["namespace"]
     assert client["service"]["port"] in [port["port"] for port in service["spec"]["ports"]]
+    assert client["service"]["path"] == PATH
     assert client["caBundle"]
 
 

@@ -95,6 +95,7 @@ spec:
             defaultMode: 0440
         - name: tmp
           emptyDir:
+            medium: Memory
             sizeLimit: 16Mi
 {{- end -}}
 

@@ -9,8 +9,9 @@ The sidecar for a pod spec of one's own. All take one dict; what is not given ha
   model            path or id of the model, where the engine does not tell
   port             where the sidecar serves (9838)
   sloTtft, sloTpot such as 2s and 80ms
-  gpu              dict: mode none, env, runtimeClass or dra; runtimeClassName (nvidia); claims, the names of the
-                   engine's resource claims in the pod's spec, for dra
+  gpu              dict: mode none, env, runtimeClass, dra or hostPath; runtimeClassName (nvidia); claims, the names of
+                   the engine's resource claims in the pod's spec, for dra; driverLibrary, the node's libnvidia-ml.so.1,
+                   for hostPath, which makes the container privileged
   spoolVolume      name of the pod's volume that the agent in the engine writes to
   resources        requests and limits
   securityContext  of the container
@@ -32,8 +33,8 @@ The sidecar for a pod spec of one's own. All take one dict; what is not given ha
 {{- if not .image -}}
 {{- fail "kvgauge.sidecar: image: missing, such as kvgauge:0.1.0" -}}
 {{- end -}}
-{{- if not (has $mode (list "none" "env" "runtimeClass" "dra")) -}}
-{{- fail (printf "kvgauge.sidecar: gpu.mode: should be none, env, runtimeClass or dra, not %v" $mode) -}}
+{{- if not (has $mode (list "none" "env" "runtimeClass" "dra" "hostPath")) -}}
+{{- fail (printf "kvgauge.sidecar: gpu.mode: should be none, env, runtimeClass, dra or hostPath, not %v" $mode) -}}
 {{- end -}}
 {{- if and (eq $mode "dra") (not $gpu.claims) -}}
 {{- fail "kvgauge.sidecar: gpu.claims: missing: the names of the engine's claims in the pod's resourceClaims" -}}
@@ -105,8 +106,14 @@ The sidecar for a pod spec of one's own. All take one dict; what is not given ha
   resources:
     {{- toYaml $resources | nindent 4 }}
   securityContext:
-    {{- with .securityContext }}
-    {{- toYaml . | nindent 4 }}
+    {{- if .securityContext }}
+    {{- toYaml .securityContext | nindent 4 }}
+    {{- else if eq $mode "hostPath" }}
+    privileged: true
+    readOnlyRootFilesystem: true
+    runAsNonRoot: true
+    runAsUser: 65532
+    runAsGroup: 65532
     {{- else }}
     allowPrivilegeEscalation: false
     capabilities:
@@ -126,6 +133,11 @@ The sidecar for a pod spec of one's own. All take one dict; what is not given ha
       mountPath: /run/kvgauge
       readOnly: true
     {{- end }}
+    {{- if eq $mode "hostPath" }}
+    - name: kvgauge-driver
+      mountPath: /usr/lib/libnvidia-ml.so.1
+      readOnly: true
+    {{- end }}
 {{- end -}}
 
 {{- define "kvgauge.sidecar.native" -}}
@@ -133,9 +145,18 @@ The sidecar for a pod spec of one's own. All take one dict; what is not given ha
 {{- end -}}
 
 {{- define "kvgauge.sidecar.volumes" -}}
+{{- $gpu := .gpu | default dict -}}
+# In memory: a volume on the node's disk would keep cluster autoscalers from emptying the node.
 - name: kvgauge-state
   emptyDir:
-    sizeLimit: 16Mi
+    medium: Memory
+    sizeLimit: 4Mi
+{{- if eq ($gpu.mode | default "none") "hostPath" }}
+- name: kvgauge-driver
+  hostPath:
+    path: {{ $gpu.driverLibrary | default "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1" }}
+    type: File
+{{- end }}
 {{- end -}}
 
 {{- define "kvgauge.sidecar.podFields" -}}
