@@ -63,3 +63,11 @@ class InjectorSettings(ServingSettings):
     cpu_request: str = Field("10m", min_length=1, description="CPU request of the sidecar")
     memory_request: str = Field("64Mi", min_length=1, description="memory request of the sidecar")
     memory_limit: str = Field("256Mi", min_length=1, description="memory limit of the sidecar")
+    cpu_limit: str | None = Field(
+        None, min_length=1, description="CPU limit of the sidecar, where a quota asks every container for one"
+    )
+    driver_library: str = Field(
+        "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1",
+        pattern=r"^/[A-Za-z0-9._/+-]+$",
+        description="the node's libnvidia-ml.so.1, for the mode hostPath",
+    )
