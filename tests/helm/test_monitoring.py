@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import helm_python
 import pytest
 import yaml
 
@@ -117,6 +118,12 @@ def test_dashboards_reach_grafana_unchanged(tmp_path: Path) -> None:
 
 def test_without_dashboards_there_is_nothing_to_install(tmp_path: Path) -> None:
     assert {one["kind"] for one in render_folder(chart_with(tmp_path, None))} & {"ConfigMap", "PrometheusRule"} == set()
+
+
+def test_a_file_of_rules_without_rules_is_named(tmp_path: Path) -> None:
+    folder = chart_with(tmp_path, {"alerts/empty.yaml": "group: []\n"})
+    with pytest.raises(helm_python.HelmRenderError, match=r"dashboards/alerts/empty\.yaml: no groups of rules"):
+        render_folder(folder)
 
 
 def render_folder(folder: Path) -> list[Manifest]:
