@@ -52,6 +52,18 @@ def test_what_is_packed_renders_the_same_and_holds_the_dashboards_folder_once(tm
     assert not any("/tests/" in name or "/." in name for name in names)
 
 
+def test_helm_would_install_it() -> None:
+    with helm_python.Config(storage_driver="memory") as config:
+        release = config.install(CHART, "kvgauge", dict(NO_KEYS), namespace="kvgauge", dry_run="client")
+    assert "kind: Deployment" in release["manifest"]
+    assert "kvgauge.dev/inject" in release["notes"]
+
+
+def test_older_kubernetes_is_refused_by_helm() -> None:
+    metadata = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert metadata["kubeVersion"] == f">={VERSIONS[0]}.0-0"
+
+
 def test_the_dashboards_are_a_link_and_no_copy() -> None:
     link = CHART / "dashboards"
     assert link.is_symlink()
