@@ -15,7 +15,7 @@ from kubernetes.aio.config.config_exception import ConfigException
 
 from kvgauge.cluster.leading import LEASE, Leadership, Timing, lease_namespace, own_identity
 from kvgauge.complaints import InputError
-from tests.cluster.fake_line import Fault, FakeLine
+from tests.cluster.fake_line import FakeLine, Fault
 from tests.cluster.herd import FakeClock
 from tests.cluster.writable import Api, running_api
 
