@@ -78,6 +78,12 @@ spec:
               port: metrics
             periodSeconds: 5
             timeoutSeconds: 3
+          {{- with .root.Values.pods.drainSeconds }}
+          lifecycle:
+            preStop:
+              exec:
+                command: [/opt/kvgauge/bin/python, -c, {{ printf "import time; time.sleep(%v)" . | quote }}]
+          {{- end }}
           resources:
             {{- toYaml $values.resources | nindent 12 }}
           securityContext:
