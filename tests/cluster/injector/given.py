@@ -37,7 +37,7 @@ def injected(pod: Json, *, native: bool = True, **values: object) -> tuple[Json,
 
 
 def sidecar_of(pod: Json) -> Json:
-    both = [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
+    both = [*(pod["spec"].get("initContainers") or []), *pod["spec"]["containers"]]
     return next(container for container in both if container["name"] == SIDECAR_NAME)
 
 

@@ -64,18 +64,21 @@ class _UnusableError(Exception):
         self.message = message
 
 
-def create_app(settings: InjectorSettings, counts: Counts, is_native: Callable[[], bool]) -> Starlette:
-    """`is_native` tells whether the cluster keeps init containers running."""
+def create_app(
+    settings: InjectorSettings, counts: Counts, is_native: Callable[[], bool], *, body_seconds: float = BODY_SECONDS
+) -> Starlette:
+    """`is_native` tells whether the cluster keeps init containers running; `body_seconds` bounds the time that a body
+    takes to come."""
 
     async def answer(request: Request) -> Response:
         with counts.timed():
             try:
-                review = _review(await _body(request))
+                review = _review(await _body(request, body_seconds))
             except _UnusableError as error:
                 counts.count("failed", "malformed")
                 # What was not read of the body is not wanted any more either.
                 return PlainTextResponse(f"{error.message}\n", error.status, headers={"Connection": "close"})
-            return JSONResponse(_answered(review.request, settings, counts, native=is_native()))
+            return JSONResponse(_answered(review.request, settings, counts, is_native))
 
     async def livez(_request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -83,7 +86,7 @@ def create_app(settings: InjectorSettings, counts: Counts, is_native: Callable[[
     return Starlette(routes=[Route(PATH, answer, methods=["POST"]), Route("/livez", livez)])
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, seconds: float) -> bytes:
     """Raises _UnusableError for one that is too large, too slow or no JSON."""
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -97,14 +100,14 @@ async def _body(request: Request) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(seconds):
             async for part in request.stream():
                 size += len(part)
                 if size > MAX_BODY_BYTES:
                     raise too_large
                 parts.append(part)
     except TimeoutError:
-        raise _UnusableError(408, f"body: not complete after {BODY_SECONDS:g} s") from None
+        raise _UnusableError(408, f"body: not complete after {seconds:g} s") from None
     return b"".join(parts)
 
 
@@ -118,9 +121,11 @@ def _review(body: bytes) -> _Review:
         raise _UnusableError(400, f"not an AdmissionReview of {_GROUP_VERSION}: {where or 'body'}") from None
 
 
-def _answered(request: _Request, settings: InjectorSettings, counts: Counts, *, native: bool) -> dict[str, object]:
+def _answered(
+    request: _Request, settings: InjectorSettings, counts: Counts, is_native: Callable[[], bool]
+) -> dict[str, object]:
     try:
-        outcome = _outcome(request, settings, native=native)
+        outcome = _outcome(request, settings, native=is_native())
     except ValidationError:
         outcome = Outcome("failed", "malformed", (), ("kvgauge: the pod cannot be read; it is left as it is",))
     except Exception as error:

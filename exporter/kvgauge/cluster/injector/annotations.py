@@ -119,7 +119,7 @@ def _loopback_url(given: Mapping[str, str]) -> str | None:
     should = "http:// or https:// with 127.0.0.1, localhost or [::1], perhaps a port and a path"
     try:
         parts = urlsplit(value)
-        plain = parts.netloc.rpartition("@")[0] == "" and not parts.query and not parts.fragment
+        plain = "@" not in parts.netloc and not parts.query and not parts.fragment
         allowed = parts.scheme in {"http", "https"} and parts.hostname in _LOOPBACK and parts.port != 0
         if not (plain and allowed and _PATH.fullmatch(parts.path) and len(value) < 256 and _is_printable(value)):
             raise AnnotationError(ENGINE_URL, should, value)

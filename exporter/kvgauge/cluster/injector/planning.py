@@ -89,7 +89,9 @@ def _check(pod: Pod, *, native: bool, is_ours: bool) -> None:
     if not is_ours:
         if any(each.name == SIDECAR_NAME for each in spec.everyone()):
             raise SkipError("present")
-        taken = {each.name for each in spec.everyone()} & OURS | {each.name for each in spec.volumes} & OUR_VOLUMES
+        mounted = {mount.name for each in spec.everyone() for mount in each.volume_mounts}
+        taken = {each.name for each in spec.everyone()} & OURS
+        taken |= (mounted | {each.name for each in spec.volumes}) & OUR_VOLUMES
         if taken:
             raise SkipError("name_taken", f"the pod has a container or volume of its own called {min(taken)}")
     if spec.os is not None and spec.os.name == "windows":

@@ -1,0 +1,164 @@
+"""The injector as a process, behind a certificate made here."""
+
+import base64
+import datetime
+import http.client
+import ipaddress
+import json
+import os
+import re
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.support.process import KVGAUGE
+
+Json = dict[str, Any]
+
+
+def write_certificate(folder: Path, name: str = "kvgauge") -> tuple[Path, Path]:
+    """(chain, key) for 127.0.0.1, valid for a day."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    begin = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    chain, key_file = folder / "tls.crt", folder / "tls.key"
+    chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return chain, key_file
+
+
+def review(pod: object, **fields: object) -> Json:
+    """What the API server sends when a pod is made."""
+    return {
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": {
+            "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
+            "kind": {"group": "", "version": "v1", "kind": "Pod"},
+            "resource": {"group": "", "version": "v1", "resource": "pods"},
+            "namespace": "llm",
+            "operation": "CREATE",
+            "userInfo": {"username": "system:serviceaccount:kube-system:replicaset-controller"},
+            "object": pod,
+            "oldObject": None,
+            "dryRun": False,
+            "options": {"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"},
+            **fields,
+        },
+    }
+
+
+def patch_of(response: Json) -> list[Json]:
+    """The patch of an answer, empty where there is none."""
+    if "patch" not in response:
+        return []
+    assert response["patchType"] == "JSONPatch"
+    found: list[Json] = json.loads(base64.b64decode(response["patch"], validate=True))
+    return found
+
+
+@dataclass
+class Injector:
+    process: "subprocess.Popen[str]"
+    port: int
+    metrics_port: int
+    chain: Path
+    log: list[str]
+
+    def connection(self) -> http.client.HTTPSConnection:
+        context = ssl.create_default_context(cafile=str(self.chain))
+        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=20, context=context)
+
+    def post(self, body: bytes, headers: Mapping[str, str] | None = None, path: str = "/inject") -> tuple[int, bytes]:
+        connection = self.connection()
+        try:
+            connection.request("POST", path, body, {"Content-Type": "application/json", **(headers or {})})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def ask(self, document: Json) -> Json:
+        """The response to a review."""
+        status, body = self.post(json.dumps(document).encode())
+        assert status == 200, body
+        answer = json.loads(body)
+        assert (answer["apiVersion"], answer["kind"]) == ("admission.k8s.io/v1", "AdmissionReview")
+        response: Json = answer["response"]
+        assert response["uid"] == document["request"]["uid"]
+        assert response["allowed"] is True
+        return response
+
+    def operations(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=5)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def injections(self) -> dict[tuple[str, str], int]:
+        """Counts by (result, reason), those of 0 left out."""
+        rows = re.findall(
+            r'^kvgauge_injections_total\{reason="(\w+)",result="(\w+)"\} ([0-9.]+)$',
+            self.operations("/metrics")[1],
+            re.MULTILINE,
+        )
+        return {(result, reason): int(float(count)) for reason, result, count in rows if float(count)}
+
+    def rss_bytes(self) -> int:
+        fields = Path(f"/proc/{self.process.pid}/statm").read_text().split()
+        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def injector(folder: Path, *arguments: str) -> Iterator[Injector]:
+    """`kvgauge injector` with a certificate in `folder`, once it serves."""
+    chain, key = write_certificate(folder)
+    command = [*KVGAUGE, "injector", "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
+    process = subprocess.Popen(
+        [*command, "--tls-cert", str(chain), "--tls-key", str(key), *arguments], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    log: list[str] = []
+    try:
+        for line in process.stderr:
+            log.append(line)
+            match = re.search(r"injects on port (\d+), metrics on port (\d+)", line)
+            if match:
+                break
+        else:
+            raise AssertionError(f"it ended: {log}")
+        reader = threading.Thread(target=log.extend, args=(process.stderr,), daemon=True)
+        reader.start()
+        yield Injector(process, int(match[1]), int(match[2]), chain, log)
+    finally:
+        process.kill()
+        process.wait()
+        if process.returncode is not None and "reader" in locals():
+            reader.join()
+        process.stderr.close()
