@@ -182,10 +182,10 @@ def test_pressure_that_was_over_before_it_could_be_told_is_not_told() -> None:
 
 def test_a_namespace_that_forbids_events_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     async def part(scene: Scene) -> None:
-        scene.api.forbid("create", "events", "llm")
+        scene.api.close_namespace("create", "events", "llm")
         assert await scene.say(FULL, 300) == 0
         assert scene.api.refused == 1
-        scene.api.allow_all()
+        scene.api.open_namespaces()
         assert await scene.say(FULL, 320) == 1
 
     with caplog.at_level(logging.INFO, "kvgauge"):

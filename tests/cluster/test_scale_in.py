@@ -196,7 +196,7 @@ def test_a_namespace_that_forbids_it_is_left_alone_and_the_others_are_not(caplog
     other = WorkloadKey("open", "apps", "deployments", "llama")
 
     async def part(scene: Scene) -> None:
-        scene.api.forbid("patch", "pods", "llm")
+        scene.api.close_namespace("patch", "pods", "llm")
         for seconds in (0, 30, 30):
             scene.clock.seconds += seconds
             for name in "ab":
@@ -207,7 +207,7 @@ def test_a_namespace_that_forbids_it_is_left_alone_and_the_others_are_not(caplog
         assert scene.api.annotations("llm", "a") == {}
         assert scene.api.annotations("open", "b")[COST] == "53000"
         assert scene.api.refused == 1
-        scene.api.allow_all()
+        scene.api.open_namespaces()
         scene.clock.seconds += 600
         for name in "ab":
             scene.see(name, 70_000)
