@@ -72,7 +72,7 @@ def stocked() -> Store:
     put(store, pod("b", labels={"app": "llama", "tier": "gold"}), reading(load_ratio=1.25, kv_exhaustion_seconds=90.9))
     put(store, pod("silent", labels={"app": "other"}), reading(read_seconds=NOW_SECONDS - 60))
     put(store, pod("going", deleting=True), reading())
-    put(store, pod("c", namespace="elsewhere"), reading())
+    put(store, pod("c", namespace="elsewhere", workload=None), reading())
     store.put_workload(workload())
     store.put_required(required())
     return store

@@ -1,0 +1,69 @@
+"""TokenReview and SubjectAccessReview through the official client."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from kvgauge.cluster.access import Attributes, Denied
+from kvgauge.cluster.authentication import Identity
+
+if TYPE_CHECKING:
+    from kubernetes.aio.client import ApiClient
+
+_TIMEOUT_SECONDS = 5.0
+
+
+class Reviewer:
+    """Asks the API server who somebody is and what they may do. Anything but its answer is a Denied 503."""
+
+    def __init__(self, client: "ApiClient") -> None:
+        from kubernetes.aio.client import AuthenticationV1Api, AuthorizationV1Api
+
+        self._authentication = AuthenticationV1Api(client)
+        self._authorization = AuthorizationV1Api(client)
+
+    async def whose_token(self, token: str) -> Identity | None:
+        from kubernetes.aio.client import V1TokenReview, V1TokenReviewSpec
+
+        review = V1TokenReview(spec=V1TokenReviewSpec(token=token))
+        try:
+            answer = await self._authentication.create_token_review(review, _request_timeout=_TIMEOUT_SECONDS)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            # The client's errors may carry the request, and with it the token: nothing of them is kept.
+            raise Denied(503, "the API server could not be asked whose token that is") from None
+        status = answer.status
+        user = status.user if status is not None and status.authenticated else None
+        name = user.username if user is not None else None
+        if user is None or not name:
+            return None
+        extra = {key: tuple(values) for key, values in (user.extra or {}).items()}
+        return Identity(name, tuple(user.groups or ()), extra, user.uid or "")
+
+    async def allows(self, identity: Identity, attributes: Attributes) -> bool:
+        from kubernetes.aio.client import V1ResourceAttributes, V1SubjectAccessReview, V1SubjectAccessReviewSpec
+
+        wanted = V1ResourceAttributes(
+            verb=attributes.verb,
+            group=attributes.group,
+            version=attributes.version,
+            resource=attributes.resource,
+            subresource=attributes.subresource or None,
+            namespace=attributes.namespace or None,
+            name=None if attributes.name in {"", "*"} else attributes.name,
+        )
+        spec = V1SubjectAccessReviewSpec(
+            user=identity.user,
+            groups=list(identity.groups) or None,
+            extra={key: list(values) for key, values in identity.extra.items()} or None,
+            uid=identity.uid or None,
+            resource_attributes=wanted,
+        )
+        review = V1SubjectAccessReview(spec=spec)
+        try:
+            answer = await self._authorization.create_subject_access_review(review, _request_timeout=_TIMEOUT_SECONDS)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            raise Denied(503, "the API server could not be asked what is allowed") from None
+        return bool(answer.status is not None and answer.status.allowed and not answer.status.denied)

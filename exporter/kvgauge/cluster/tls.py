@@ -1,0 +1,179 @@
+"""The serving side's TLS: a certificate that may change while it serves, and one CA whose client certificates count.
+
+Every handshake takes the context that is current then, so that a new certificate serves at once and a CA that was
+taken away is trusted no more. A client may come without a certificate; one of another CA fails the handshake.
+"""
+
+import asyncio
+import ipaddress
+import os
+import ssl
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvgauge.complaints import InputError
+from kvgauge.logs import logger
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+LOOK_SECONDS = 10.0
+"""Between two looks whether the files have changed."""
+MAX_PEM_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A certificate chain and its key, PEM."""
+
+    chain: bytes
+    key: bytes
+
+
+class ServingTls:
+    """The context to serve with. `client_ca` is the only CA whose client certificates are accepted, PEM."""
+
+    def __init__(self, pair: Pair, client_ca: str | None = None) -> None:
+        self._pair = pair
+        self._client_ca = client_ca
+        self._current = _context(pair, client_ca)
+        self.context = _context(pair, client_ca)
+        self.context.sni_callback = self._choose
+
+    @property
+    def pair(self) -> Pair:
+        return self._pair
+
+    def use_pair(self, pair: Pair) -> None:
+        """Serves with another certificate from now on. Raises InputError, and goes on with the old one."""
+        self._current = _context(pair, self._client_ca)
+        self._pair = pair
+
+    def use_client_ca(self, client_ca: str | None) -> None:
+        """Trusts this CA alone from now on; none: client certificates are not asked for. Raises InputError."""
+        if client_ca == self._client_ca:
+            return
+        self._current = _context(self._pair, client_ca)
+        self._client_ca = client_ca
+
+    def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = self._current
+
+    async def follow_files(self, cert: Path, key: Path) -> None:
+        """Takes what the files hold whenever that changes, until cancelled. A mounted Secret changes by swapped links,
+        so contents are compared."""
+        refused: Pair | None = None
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                found = read_pair(cert, key)
+                if found not in (self._pair, refused):
+                    self.use_pair(found)
+                    logger.info("serving with the new certificate")
+            except InputError as error:
+                # Often half of the pair is new and the other half not yet; said once.
+                if refused is None:
+                    logger.warning("the certificate stays as it was: %s", error)
+                refused = None if isinstance(error, _UnreadableError) else found
+            else:
+                refused = refused if found == refused else None
+
+
+class _UnreadableError(InputError):
+    """A file that cannot be read at present."""
+
+
+def read_pair(cert: Path, key: Path) -> Pair:
+    """The pair in two PEM files. Raises InputError that names the field."""
+    return Pair(_read("tls_cert", cert), _read("tls_key", key))
+
+
+def _read(field: str, path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            found = file.read(MAX_PEM_BYTES + 1)
+    except OSError as error:
+        raise _UnreadableError(f"{field}: {path}: {error.strerror}") from None
+    if len(found) > MAX_PEM_BYTES:
+        raise _UnreadableError(f"{field}: {path}: larger than {MAX_PEM_BYTES} bytes")
+    return found
+
+
+def _context(pair: Pair, client_ca: str | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load_pair(context, pair)
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        try:
+            context.load_verify_locations(cadata=client_ca)
+        except (ssl.SSLError, ValueError) as error:
+            raise InputError(f"client CA: not a PEM certificate ({type(error).__name__})") from None
+    return context
+
+
+def _load_pair(context: ssl.SSLContext, pair: Pair) -> None:
+    # The ssl module takes pairs from files only; these are readable by us alone and gone at once.
+    with tempfile.TemporaryDirectory(prefix="kvgauge-tls-") as folder:
+        chain, key = Path(folder) / "chain", Path(folder) / "key"
+        for path, content in ((chain, pair.chain), (key, pair.key)):
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(content)
+        try:
+            # An empty password keeps OpenSSL from asking at the terminal.
+            context.load_cert_chain(chain, key, password="")
+        except ssl.SSLError as error:
+            reason = error.reason or "not PEM"
+            raise InputError(f"tls_cert, tls_key: no certificate with its key ({reason})") from None
+
+
+def self_signed(names: list[str], *, days: int = 365) -> tuple[Pair, str]:
+    """A certificate for these DNS names and IP addresses, and the PEM of the CA that was made for it, whose key is
+    thrown away. For demos."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    def named(name: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    base = (
+        x509.CertificateBuilder()
+        .issuer_name(named("kvgauge demo CA"))
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=days))
+    )
+    ca = (
+        base.subject_name(named("kvgauge demo CA"))
+        .public_key(ca_key.public_key())
+        .serial_number(x509.random_serial_number())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(ca_key, hashes.SHA256())
+    )
+    leaf = (
+        base.subject_name(named("kvgauge"))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(ca_key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    written = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return Pair(leaf.public_bytes(pem), written), ca.public_bytes(pem).decode()
+
+
+def _general_name(name: str) -> "x509.GeneralName":
+    # Only who makes a certificate pays for this import.
+    from cryptography import x509
+
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
