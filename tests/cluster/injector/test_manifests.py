@@ -1,9 +1,14 @@
 """Pods of real engines: what is read from them, and that the API server takes what comes out."""
 
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
+from kvgauge.cluster.injector.containers import AGENT_FOLDER, LAUNCH_FOLDER, SPOOL_FOLDER
+from kvgauge.settings import load
+from kvgauge_agent.bundle import lay_out
+from kvgauge_agent.spool import DEFAULT_DIRECTORY
 from tests.cluster.injector.applying import lost
 from tests.cluster.injector.given import NAMES, env_of, flags_of, injected, manifest, mounts_of, sidecar_of
 from tests.helm.schemas import complaint
@@ -17,7 +22,7 @@ READ: dict[str, dict[str, str]] = {
         "--engine-url": "http://127.0.0.1:8080",
         "--model": "/gguf/qwen2.5-7b-q4_k_m.gguf",
         "--engine-kv-dtype": "q8_0",
-        "--llamacpp-kv-unified": "",
+        "--llamacpp-kv-unified": "true",
     },
     "lmdeploy": {
         "--engine": "lmdeploy",
@@ -130,6 +135,26 @@ def test_nothing_of_the_users_changes_and_twice_is_once(name: str, native: bool)
         twice, outcome = injected(once, native=now, gpu_mode="runtimeClass")
         assert twice == once
         assert (outcome.result, outcome.reason) == ("skipped", "present")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_sidecar_takes_what_it_is_told(name: str) -> None:
+    slo = {"kvgauge.dev/slo-ttft": "2s", "kvgauge.dev/slo-tpot": "80ms"}
+    pod, _ = injected(manifest(name, {**ADDED, **slo}))
+    told = {flag.removeprefix("--").replace("-", "_"): value for flag, value in flags_of(pod).items()}
+    found = load(sidecar_of(pod)["args"][1:], {})[0].model_dump()
+    assert found["slo_tpot"] == 0.08
+    for field, value in told.items():
+        assert field.startswith("slo") or str(found[field]).lower() in {value.lower(), value or "true"}
+
+
+def test_the_folders_of_the_agent_are_those_that_its_bundle_makes(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    inside = PurePosixPath(LAUNCH_FOLDER).relative_to(AGENT_FOLDER)
+    assert (tmp_path / inside / "sitecustomize.py").is_file()
+    assert SPOOL_FOLDER == DEFAULT_DIRECTORY
+    assert "vllm.general_plugins" in next(tmp_path.glob("*.dist-info/entry_points.txt")).read_text()
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 2 << 20
 
 
 def test_models_are_mounted_from_the_engines_own_volume() -> None:

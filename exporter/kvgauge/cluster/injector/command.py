@@ -101,20 +101,13 @@ async def _follow(settings: InjectorSettings, sidecars: NativeSidecars, ready: a
 
 def _asking(kubeconfig: str | None) -> Ask:
     async def ask() -> Version:
-        from kubernetes.aio import client, config
+        # Loaded where it is needed: a webhook that is told has no use for a client.
+        from kubernetes.aio.client import VersionApi
 
-        configuration = client.Configuration()
-        if kubeconfig is not None:
-            await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
-        else:
-            try:
-                config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-            except config.ConfigException:
-                await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-        # No retries of its own: asking again is our business.
-        configuration.retries = 0
-        async with client.ApiClient(configuration) as api:
-            code = await client.VersionApi(api).get_code()
+        from kvgauge.cluster.kube import connect
+
+        async with await connect(kubeconfig) as api:
+            code = await VersionApi(api).get_code()
         return parse_version(code.major, code.minor)
 
     return ask

@@ -19,6 +19,8 @@ _COUNTS = frozenset(
     {"tp", "pp", "max_num_seqs", "max_num_batched_tokens", "engine_capacity_tokens", "engine_max_model_len"}
     | {"engine_parallel"}
 )
+# Flags of the sidecar that take no value.
+_PLAIN_SWITCHES = frozenset({"enforce_eager"})
 # What may stand before an engine's command without changing what it means.
 _RUNNERS = frozenset(
     {"exec", "env", "nohup", "nice", "numactl", "time", "tini", "dumb-init", "stdbuf", "mpirun", "nsys"}
@@ -223,7 +225,7 @@ def _settings(
             found[setting] = value
     for setting, names in profile.switches.items():
         if any(options.get(name, "no") not in {"no", "false", "False", "0", None} for name in names):
-            found[setting] = True
+            found[setting] = True if setting in _PLAIN_SWITCHES else "true"
     return found
 
 
