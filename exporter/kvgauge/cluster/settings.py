@@ -66,6 +66,7 @@ class InjectorSettings(ServingSettings):
     cpu_limit: str | None = Field(
         None, min_length=1, description="CPU limit of the sidecar, where a quota asks every container for one"
     )
+    assigned_user: bool = Field(False, description="leave the sidecar's user to the cluster, as OpenShift wants it")
     driver_library: str = Field(
         "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1",
         pattern=r"^/[A-Za-z0-9._/+-]+$",

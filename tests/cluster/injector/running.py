@@ -135,30 +135,36 @@ class Injector:
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+Served = tuple["subprocess.Popen[str]", int, int]
+
+
+@contextmanager
+def served(*arguments: str, log: list[str] | None = None) -> Iterator[Served]:
+    """(`kvgauge injector` once it serves, its port, that of its metrics). `log` gets its lines."""
+    lines = [] if log is None else log
+    command = [*KVGAUGE, "injector", "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        ports = None
+        for line in process.stderr:
+            lines.append(line)
+            ports = re.search(r"injects on port (\d+), metrics on port (\d+)", line)
+            if ports:
+                break
+        assert ports is not None, lines
+        reader = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
+        reader.start()
+        try:
+            yield process, int(ports[1]), int(ports[2])
+        finally:
+            process.kill()
+            reader.join()
+
+
 @contextmanager
 def injector(folder: Path, *arguments: str) -> Iterator[Injector]:
     """`kvgauge injector` with a certificate in `folder`, once it serves."""
     chain, key = write_certificate(folder)
-    command = [*KVGAUGE, "injector", "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
-    process = subprocess.Popen(
-        [*command, "--tls-cert", str(chain), "--tls-key", str(key), *arguments], stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
     log: list[str] = []
-    try:
-        for line in process.stderr:
-            log.append(line)
-            match = re.search(r"injects on port (\d+), metrics on port (\d+)", line)
-            if match:
-                break
-        else:
-            raise AssertionError(f"it ended: {log}")
-        reader = threading.Thread(target=log.extend, args=(process.stderr,), daemon=True)
-        reader.start()
-        yield Injector(process, int(match[1]), int(match[2]), chain, log)
-    finally:
-        process.kill()
-        process.wait()
-        if process.returncode is not None and "reader" in locals():
-            reader.join()
-        process.stderr.close()
+    with served("--tls-cert", str(chain), "--tls-key", str(key), *arguments, log=log) as (process, port, metrics_port):
+        yield Injector(process, port, metrics_port, chain, log)

@@ -1,6 +1,7 @@
 """`kvgauge injector` as a process: its settings, its certificate, its end; and the cluster's version."""
 
 import asyncio
+import http.client
 import json
 import signal
 import ssl
@@ -10,12 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kvgauge.cluster.injector.certificates import Certificate, self_signed
 from kvgauge.cluster.injector.versions import NativeSidecars, parse_version
-from kvgauge.complaints import InputError
 from tests.cluster.injector.applying import applied
 from tests.cluster.injector.given import manifest, sidecar_of
-from tests.cluster.injector.running import injector, patch_of, review, write_certificate
+from tests.cluster.injector.running import injector, patch_of, review, served
 from tests.support.process import KVGAUGE, eventually
 from tests.support.web import page, serving
 
@@ -86,42 +85,15 @@ def test_bad_settings_are_one_line(tmp_path: Path) -> None:
     assert "gpu_mode = " in run("--print-config").stdout
 
 
-async def served_name(context: ssl.SSLContext) -> str:
-    """Common name of the certificate that a new connection is shown."""
-    server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
+def test_a_certificate_made_at_the_start_for_demos() -> None:
+    with served("--self-signed") as (_, port, _):
         trusting = ssl.create_default_context()
         trusting.check_hostname = False
         trusting.verify_mode = ssl.CERT_NONE
-        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
-        shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        writer.close()
-        await writer.wait_closed()
-    from cryptography import x509
-
-    name = x509.load_der_x509_certificate(shown).subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value
-    return str(name)
-
-
-def test_a_certificate_is_renewed_while_it_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    certificate = Certificate(*write_certificate(tmp_path, "one"))
-    assert asyncio.run(served_name(certificate.context)) == "one"
-    (tmp_path / "tls.key").write_text("half of it")
-    certificate.look()
-    assert asyncio.run(served_name(certificate.context)) == "one"
-    assert "stays" in caplog.text
-    assert "half of it" not in caplog.text
-    write_certificate(tmp_path, "two")
-    certificate.look()
-    assert asyncio.run(served_name(certificate.context)) == "two"
-    (tmp_path / "tls.crt").unlink()
-    certificate.look()
-    assert asyncio.run(served_name(certificate.context)) == "two"
-
-
-def test_a_self_signed_certificate() -> None:
-    assert asyncio.run(served_name(self_signed().context)) == "kvgauge-injector"
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=trusting)
+        connection.request("GET", "/livez")
+        assert connection.getresponse().status == 200
+        connection.close()
 
 
 def test_versions() -> None:
@@ -153,8 +125,3 @@ def test_what_was_known_stays_while_nobody_answers() -> None:
     assert seen == [False, True]
     assert NativeSidecars("always").native
     assert not NativeSidecars("never").native
-
-
-def test_a_missing_certificate_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="tls_cert"):
-        Certificate(tmp_path / "a", tmp_path / "b")

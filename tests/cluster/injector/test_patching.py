@@ -105,6 +105,14 @@ def test_image_and_resources_are_settings() -> None:
     }
 
 
+def test_the_user_may_be_left_to_the_cluster() -> None:
+    for container in injected(manifest("vllm", {"kvgauge.dev/agent": "true"}), assigned_user=True)[0]["spec"][
+        "initContainers"
+    ]:
+        assert container["securityContext"]["runAsNonRoot"] is True
+        assert "runAsUser" not in container["securityContext"]
+
+
 def test_a_guaranteed_pod_stays_guaranteed() -> None:
     pod = manifest("own")
     engine_of(pod)["resources"] = {"limits": {"cpu": "8", "memory": "8Gi"}}

@@ -1,14 +1,12 @@
 """`kvgauge injector`: the webhook behind TLS, and beside it a plain port for probes and Prometheus."""
 
 import asyncio
-import contextlib
 import signal
 import socket
-import ssl
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
 
-import uvicorn
 from fastapi import Request
 from fastapi.responses import PlainTextResponse, Response
 from starlette.applications import Starlette
@@ -16,17 +14,16 @@ from starlette.routing import Route
 
 from kvgauge import __version__
 from kvgauge.cluster.injector.admission import create_app
-from kvgauge.cluster.injector.certificates import Certificate, from_files, self_signed
 from kvgauge.cluster.injector.counting import CONTENT_TYPE, Counts
 from kvgauge.cluster.injector.versions import Ask, NativeSidecars, Version, parse_version
+from kvgauge.cluster.serving import serve
 from kvgauge.cluster.settings import InjectorSettings
+from kvgauge.cluster.tls import ServingTls, read_pair, self_signed
 from kvgauge.complaints import InputError, fail
 from kvgauge.configuring import load_role, to_toml
 from kvgauge.listening import bind
 from kvgauge.logs import logger, set_up
 
-_MAX_CONNECTIONS = 512
-_DRAIN_SECONDS = 0.5
 _DESCRIPTION = "Mutating webhook that puts the sidecar into pods labelled kvgauge.dev/inject=true."
 
 
@@ -38,14 +35,23 @@ def main(arguments: Sequence[str]) -> None:
             sys.stdout.write(to_toml(settings))
             return
         set_up(settings.log_format, settings.log_level)
-        certificate = self_signed() if settings.self_signed else from_files(settings.tls_cert, settings.tls_key)
+        tls = _tls(settings)
         with (
             _listener("port", settings.host, settings.port) as secure,
             _listener("metrics_port", settings.host, settings.metrics_port) as plain,
         ):
-            asyncio.run(_serve(settings, certificate, secure, plain))
+            asyncio.run(_serve(settings, tls, secure, plain))
     except InputError as error:
         fail(str(error))
+
+
+def _tls(settings: InjectorSettings) -> ServingTls:
+    if settings.self_signed:
+        return ServingTls(self_signed(["localhost", "127.0.0.1"])[0])
+    for name, value in (("tls_cert", settings.tls_cert), ("tls_key", settings.tls_key)):
+        if value is None:
+            raise InputError(f"{name}: missing; --self-signed makes one for a demo")
+    return ServingTls(read_pair(Path(settings.tls_cert or ""), Path(settings.tls_key or "")))
 
 
 def _listener(name: str, host: str, port: int) -> socket.socket:
@@ -55,39 +61,34 @@ def _listener(name: str, host: str, port: int) -> socket.socket:
         raise InputError(f"{name}: cannot serve on {host}:{port}: {error.strerror}") from None
 
 
-async def _serve(
-    settings: InjectorSettings, certificate: Certificate, secure: socket.socket, plain: socket.socket
-) -> None:
+async def _serve(settings: InjectorSettings, tls: ServingTls, secure: socket.socket, plain: socket.socket) -> None:
     counts = Counts()
     sidecars = NativeSidecars(settings.native_sidecars, counts.set_native)
-    ready = asyncio.Event()
-    servers = [
-        _server(create_app(settings, counts, lambda: sidecars.native), certificate.context),
-        _server(_operations(counts, ready), None),
-    ]
-
-    def stop() -> None:
-        ready.clear()
-        for server in servers:
-            server.should_exit = True
-
+    ready, stop = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    serving = [asyncio.create_task(server.serve([of])) for server, of in zip(servers, (secure, plain), strict=True)]
-    following = [asyncio.create_task(certificate.follow()), asyncio.create_task(_follow(settings, sidecars, ready))]
-    logger.info(
-        "kvgauge %s injects on port %d, metrics on port %d",
-        __version__,
-        secure.getsockname()[1],
-        plain.getsockname()[1],
-    )
+        loop.add_signal_handler(number, stop.set)
+    following = [asyncio.create_task(each) for each in _background(settings, tls, sidecars, ready)]
+    ports = secure.getsockname()[1], plain.getsockname()[1]
+    logger.info("kvgauge %s injects on port %d, metrics on port %d", __version__, *ports)
     try:
-        await asyncio.gather(*serving)
+        await asyncio.gather(
+            serve(create_app(settings, counts, lambda: sidecars.native), secure, stop, tls.context),
+            serve(_operations(counts, ready), plain, stop),
+        )
     finally:
         for task in following:
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
+
+
+def _background(
+    settings: InjectorSettings, tls: ServingTls, sidecars: NativeSidecars, ready: asyncio.Event
+) -> list[Coroutine[object, object, None]]:
+    found = [_follow(settings, sidecars, ready)]
+    if settings.tls_cert is not None and settings.tls_key is not None and not settings.self_signed:
+        found.append(tls.follow_files(Path(settings.tls_cert), Path(settings.tls_key)))
+    return found
 
 
 async def _follow(settings: InjectorSettings, sidecars: NativeSidecars, ready: asyncio.Event) -> None:
@@ -124,30 +125,3 @@ def _operations(counts: Counts, ready: asyncio.Event) -> Starlette:
         return PlainTextResponse("ok\n") if ready.is_set() else PlainTextResponse("not ready\n", 503)
 
     return Starlette(routes=[Route("/metrics", metrics), Route("/livez", livez), Route("/readyz", readyz)])
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Two servers stop together, by handlers of their owner."""
-        yield
-
-
-def _server(app: Starlette, context: ssl.SSLContext | None) -> uvicorn.Server:
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        loop="asyncio",
-        http="httptools",
-        ws="none",
-        server_header=False,
-        limit_concurrency=_MAX_CONNECTIONS,
-        # asyncio takes a fraction of a second here, which the annotation does not foresee.
-        timeout_graceful_shutdown=_DRAIN_SECONDS,  # type: ignore[arg-type]
-    )
-    config.load()
-    # Our own, whose certificate can change while it serves.
-    config.ssl = context
-    return _Server(config)

@@ -64,7 +64,7 @@ def sidecar_container(plan: SidecarPlan, settings: InjectorSettings, spec: PodSp
             "failureThreshold": 10,
         },
         "resources": _resources(settings, spec, plan.claims if plan.gpu_mode == "dra" else ()),
-        "securityContext": _privileged() if plan.gpu_mode == "hostPath" else _restricted(),
+        "securityContext": _privileged(settings) if plan.gpu_mode == "hostPath" else _restricted(settings),
         "volumeMounts": _mounts(plan),
     }
     if plan.native:
@@ -80,7 +80,7 @@ def agent_container(settings: InjectorSettings, spec: PodSpec) -> Json:
         "command": [_PYTHON],
         "args": ["-m", "kvgauge_agent.bundle", AGENT_FOLDER],
         "resources": _resources(settings, spec, ()),
-        "securityContext": _restricted(),
+        "securityContext": _restricted(settings),
         "volumeMounts": [{"name": AGENT_VOLUME, "mountPath": AGENT_FOLDER}],
     }
 
@@ -204,28 +204,29 @@ def _is_guaranteed(spec: PodSpec) -> bool:
     return True
 
 
-def _restricted() -> Json:
+def _restricted(settings: InjectorSettings) -> Json:
     """What the strictest of the Pod Security Standards asks for."""
     return {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
         "readOnlyRootFilesystem": True,
-        "runAsNonRoot": True,
-        "runAsUser": _USER,
-        "runAsGroup": _USER,
+        **_user(settings),
         "seccompProfile": {"type": "RuntimeDefault"},
     }
 
 
-def _privileged() -> Json:
+def _privileged(settings: InjectorSettings) -> Json:
     """The node's device files are only there for a privileged container."""
     return {
         "privileged": True,
         "readOnlyRootFilesystem": True,
-        "runAsNonRoot": True,
-        "runAsUser": _USER,
-        "runAsGroup": _USER,
+        **_user(settings),
     }
+
+
+def _user(settings: InjectorSettings) -> Json:
+    number = {} if settings.assigned_user else {"runAsUser": _USER, "runAsGroup": _USER}
+    return {"runAsNonRoot": True, **number}
 
 
 def _in_memory(name: str, limit: str) -> Json:
