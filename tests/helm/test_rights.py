@@ -71,6 +71,7 @@ def lease() -> set[Right]:
     return {(NAMESPACE, AGGREGATOR, "coordination.k8s.io", "leases", verb) for verb in ("create", "get", "update")}
 
 
+LOOKING: set[Right] = {("*", AGGREGATOR, "apiregistration.k8s.io", "apiservices", "get")}
 DELEGATED = {("*", "system:auth-delegator"), ("kube-system", "extension-apiserver-authentication-reader")}
 
 
@@ -88,7 +89,10 @@ DELEGATED = {("*", "system:auth-delegator"), ("kube-system", "extension-apiserve
             SWITCHES["scale-in helper"],
             watching("*") | reading("*") | lease() | {("*", AGGREGATOR, "", "pods", "patch")},
         ),
-        (SWITCHES["external metrics"], watching("*") | reading("*") | reading("*", "external.metrics.k8s.io")),
+        (
+            SWITCHES["external metrics"],
+            watching("*") | reading("*") | reading("*", "external.metrics.k8s.io") | LOOKING,
+        ),
     ],
     ids=["default", "one namespace", "no grant", "events", "scale-in helper", "external metrics"],
 )

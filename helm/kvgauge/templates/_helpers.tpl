@@ -9,14 +9,10 @@
 {{- end -}}
 {{- end -}}
 
-{{- define "kvgauge.name" -}}
-{{- include "kvgauge.bounded" (dict "name" (default "kvgauge" .Values.nameOverride) "most" 40) -}}
-{{- end -}}
-
 {{- define "kvgauge.fullname" -}}
 {{- $full := .Values.fullnameOverride -}}
 {{- if not $full -}}
-{{- $name := include "kvgauge.name" . -}}
+{{- $name := default "kvgauge" .Values.nameOverride -}}
 {{- $full = ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | replace "." "-" -}}
 {{- end -}}
 {{- include "kvgauge.bounded" (dict "name" $full "most" 40) -}}
@@ -35,7 +31,7 @@
 {{- end -}}
 
 {{- define "kvgauge.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "kvgauge.name" .root }}
+app.kubernetes.io/name: kvgauge
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
