@@ -311,7 +311,10 @@ class FakeApiServer:
     async def _watch(self, request: web.Request, kind: Kind, selection: Selection) -> web.StreamResponse:
         query, transport = request.query, request.transport
         assert isinstance(transport, asyncio.Transport)
-        version = int(query.get("resourceVersion") or 0)
+        stated_version = query.get("resourceVersion") or "0"
+        if not stated_version.isdigit():
+            raise RefusedError(400, "BadRequest", f"resourceVersion: Invalid value: {stated_version}")
+        version = int(stated_version)
         first = b""
         if version == 0:
             page = self._storage.page(kind, selection, 0, "")
