@@ -78,7 +78,7 @@ SWITCHES: Mapping[str, Values] = {
         }
     },
     "gpu by runtime class": {"gpu": {"mode": "runtimeClass", "runtimeClassName": "other"}},
-    "gpu by the node": {"gpu": {"mode": "hostPath"}, "sidecar": {"cpuLimit": "100m"}},
+    "gpu by the node": {"gpu": {"mode": "hostPath"}, "sidecar": {"cpuLimit": "100m", "assignedUser": True}},
     "native sidecars": {"sidecar": {"native": "always"}},
     "image by digest": {"image": {"registry": "mirror/team", "digest": f"sha256:{'0' * 64}", "pullPolicy": "Always"}},
     "more flags": {"aggregator": {"extraArgs": ["--interval=2s"]}, "injector": {"extraArgs": ["--log-level=debug"]}},

@@ -100,6 +100,20 @@ def test_the_injector_puts_in_the_image_that_it_is_of_itself() -> None:
     assert (found.gpu_mode, found.runtime_class, found.image_pull_policy) == ("runtimeClass", "other", "Always")
 
 
+def test_every_setting_of_a_role_has_a_value() -> None:
+    """But for those that make no sense in a cluster."""
+    senseless = {"host", "self_signed", "kubeconfig"}
+    rendered = [render(values) for values in SWITCHES.values()]
+    for role, kind in KINDS.items():
+        given = {
+            argument.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+            for manifests in rendered
+            if any(one["metadata"]["name"] == f"kvgauge-{role}" for one in of_kind(manifests, "Deployment"))
+            for argument in arguments(manifests, role)
+        }
+        assert set(kind.model_fields) - given == senseless, role
+
+
 def test_more_flags_win_over_those_of_the_values() -> None:
     found = settings(SWITCHES["more flags"], "aggregator")
     assert isinstance(found, AggregatorSettings)
