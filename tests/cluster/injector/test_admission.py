@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -193,6 +194,27 @@ def test_a_pod_as_large_as_the_api_server_takes(running: Injector) -> None:
     pod["spec"]["containers"][0]["env"].append({"name": "A", "value": "x" * 500_000})
     pod["spec"]["containers"][0]["args"] = ["$(A)" * 1000 for _ in range(500)]
     assert counted(running, review(pod))[1] == ("injected", "new")
+
+
+def test_pods_made_to_keep_it_busy(running: Injector) -> None:
+    def pod(number: int, **container: Any) -> dict[str, Any]:
+        containers = [{"name": f"c{index}", "image": "x", **container} for index in range(number)]
+        return {"metadata": {"labels": {"kvgauge.dev/inject": "true"}}, "spec": {"containers": containers}}
+
+    references = {"env": [{"name": "A", "value": "y" * 4000}], "command": ["exec", *["$(A)$(A)"] * 1000]}
+    for busy in (
+        pod(100_000),
+        pod(180, command=["sh", "-c", "a b; " * 3000]),
+        pod(16, command=["sh", "-c", "a b; " * 1600]),
+        pod(16, command=["sh", "-c", "x\n" * 4000]),
+        pod(16, command=["exec", *["a"] * 2000]),
+        pod(16, **references),
+    ):
+        body = json.dumps(review(busy)).encode()
+        assert len(body) < MAX_BODY_BYTES
+        began = time.monotonic()
+        assert running.post(body)[0] == 200
+        assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize(

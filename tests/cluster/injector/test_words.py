@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kvgauge.cluster.injector.pods import Container
 from kvgauge.cluster.injector.reading import EngineFacts, read_engine
-from kvgauge.cluster.injector.words import MAX_SCRIPT_LENGTH, commands_in, expanded, options_in, words_of
+from kvgauge.cluster.injector.words import MAX_SCRIPT_LENGTH, MAX_WORDS, commands_in, expanded, options_in, words_of
 
 
 def facts(*command: str, image: str = "", env: dict[str, str] | None = None, **fields: object) -> EngineFacts:
@@ -39,7 +39,7 @@ def test_references_as_the_kubelet_replaces_them(text: str, result: str | None) 
 def test_a_reference_cannot_blow_up() -> None:
     assert expanded("$(A)" * 4000, {"A": "x" * 4000}) is None
     assert expanded("x" * (MAX_SCRIPT_LENGTH + 1), {}) is None
-    assert len(words_of(["x"] * 100_000, [], {})) == 2048
+    assert len(words_of(["x"] * 100_000, [], {})) == MAX_WORDS
 
 
 def commands(script: str, *shell: str) -> list[tuple[str | None, ...]]:
@@ -71,7 +71,7 @@ def test_shells(shell: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["cat <<EOF\nvllm serve x\nEOF", "echo 'a\nvllm serve x\n'", 'vllm serve "x', "x" * 20_000]
+    "script", ["cat <<EOF\nvllm serve x\nEOF", "echo 'a\nvllm serve x\n'", 'vllm serve "x', "x" * 20_000, "x\n" * 1000]
 )
 def test_what_is_more_than_plain_commands_is_not_read(script: str) -> None:
     assert commands(script) == []

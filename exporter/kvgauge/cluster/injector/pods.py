@@ -13,6 +13,8 @@ _NullMapping = BeforeValidator(lambda value: {} if value is None else value)
 Listed = Annotated[tuple[Item, ...], _Null]
 Mapped = Annotated[Mapping[str, Item], _NullMapping]
 Quantity = str | int | float
+MAX_CONTAINERS = 256
+"""More than any pod has; the API server itself sets no bound before it asks."""
 
 
 class _Part(BaseModel):
@@ -99,8 +101,8 @@ class Os(_Part):
 
 
 class PodSpec(_Part):
-    containers: Listed[Container] = ()
-    init_containers: Listed[Container] = ()
+    containers: Listed[Container] = Field((), max_length=MAX_CONTAINERS)
+    init_containers: Listed[Container] = Field((), max_length=MAX_CONTAINERS)
     volumes: Listed[Volume] = ()
     host_network: bool | None = None
     runtime_class_name: str | None = None

@@ -19,6 +19,8 @@ _COUNTS = frozenset(
     {"tp", "pp", "max_num_seqs", "max_num_batched_tokens", "engine_capacity_tokens", "engine_max_model_len"}
     | {"engine_parallel"}
 )
+# More containers than a pod of engines has; a reader's time for one pod is bounded by it.
+_MAX_LOOKED_AT = 16
 # Flags of the sidecar that take no value.
 _PLAIN_SWITCHES = frozenset({"enforce_eager"})
 # What may stand before an engine's command without changing what it means.
@@ -65,10 +67,13 @@ def find_engine(spec: PodSpec, ours: frozenset[str]) -> Container | None:
     """
     those = [each for each in spec.containers if each.name not in ours]
     with_gpu = [each for each in those if has_gpu(each)]
-    for group in (with_gpu, [each for each in with_gpu or those if _profile(each) is not UNKNOWN]):
-        if len(group) == 1:
-            return group[0]
-    return those[0] if len(those) == 1 else None
+    candidates = with_gpu or those
+    if len(candidates) == 1:
+        return candidates[0]
+    if len(candidates) > _MAX_LOOKED_AT:
+        return None
+    engines = [each for each in candidates if _profile(each) is not UNKNOWN]
+    return engines[0] if len(engines) == 1 else None
 
 
 def has_gpu(container: Container) -> bool:

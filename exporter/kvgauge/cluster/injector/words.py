@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 Word = str | None
 
-MAX_WORDS = 2048
-MAX_WORD_LENGTH = 4096
-MAX_SCRIPT_LENGTH = 16 * 1024
+MAX_WORDS = 512
+MAX_SCRIPT_LENGTH = 8 * 1024
+MAX_LINES = 256
 
 _REFERENCE = re.compile(r"\$\$|\$\(([^()$]*)\)")
 _SHELLS = frozenset({"sh", "bash", "ash", "dash", "zsh"})
@@ -84,9 +84,12 @@ def _simple_commands(script: str) -> Iterator[tuple[Word, ...]]:
     # The lines of a here-document look like commands and are none.
     if len(script) > MAX_SCRIPT_LENGTH or "<<" in script:
         return
+    lines = script.replace("\\\n", " ").splitlines()
+    if len(lines) > MAX_LINES:
+        return
     found: list[tuple[Word, ...]] = []
     try:
-        for line in script.replace("\\\n", " ").splitlines():
+        for line in lines:
             found += _commands_of_line(line)
     except ValueError:
         # A quotation over several lines: what is inside and what is not cannot be told line by line.
