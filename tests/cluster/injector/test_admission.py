@@ -203,7 +203,7 @@ def test_pods_made_to_keep_it_busy(running: Injector) -> None:
 
     references = {"env": [{"name": "A", "value": "y" * 4000}], "command": ["exec", *["$(A)$(A)"] * 1000]}
     for busy in (
-        pod(100_000),
+        pod(80_000),
         pod(180, command=["sh", "-c", "a b; " * 3000]),
         pod(16, command=["sh", "-c", "a b; " * 1600]),
         pod(16, command=["sh", "-c", "x\n" * 4000]),
