@@ -160,6 +160,7 @@ def test_images(image: str, kind: str | None) -> None:
 
 def test_an_images_own_entry_point_takes_the_arguments() -> None:
     assert facts(image="vllm/vllm-openai", args=["m", "--port=1"]) == facts("vllm", "serve", "m", "--port", "1")
+    assert facts(image="vllm/vllm-openai", args=["serve", "m"]) == facts("vllm", "serve", "m")
     # A script's arguments are the script's.
     assert facts("/start.sh", "--port=1", image="vllm/vllm-openai").port == 8000
 

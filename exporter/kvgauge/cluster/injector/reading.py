@@ -115,9 +115,18 @@ def _command(container: Container) -> _Command:
         return _Command(found[0].profile if same else UNKNOWN, ())
     by_image = _by_image(container.image or "")
     if by_image is not None and not container.command:
-        return _Command(by_image, words)
+        return _Command(by_image, _past_subcommand(by_image, words))
     # A script of the user's own: that it runs the image's engine is likely, with what options is not known.
     return _Command(by_image or UNKNOWN, () if by_image is not None else words)
+
+
+def _past_subcommand(profile: Profile, words: tuple[Word, ...]) -> tuple[Word, ...]:
+    """Where the image's entry point is the bare program (`vllm`), the arguments begin with its subcommand."""
+    for program in profile.programs:
+        rest = tuple(program[1:])
+        if rest and words[: len(rest)] == rest:
+            return words[len(rest) :]
+    return words
 
 
 def _recognised(words: Sequence[Word]) -> _Command | None:
