@@ -51,4 +51,4 @@ def figures() -> list[Figure]:
 
 
 if __name__ == "__main__":
-    report("cluster_inject", figures())
+    report("cluster: injecting", figures())
