@@ -50,7 +50,7 @@ class Reviewer:
             resource=attributes.resource,
             subresource=attributes.subresource or None,
             namespace=attributes.namespace or None,
-            name=None if attributes.name in {"", "*"} else attributes.name,
+            name=attributes.name or None,
         )
         spec = V1SubjectAccessReviewSpec(
             user=identity.user,

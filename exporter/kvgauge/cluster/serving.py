@@ -8,46 +8,92 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kvgauge.cluster.authentication import PEER_NAME
+from kvgauge.cluster.tls import Switching
 
 MOST_CONNECTIONS = 512
+MOST_HEAD_BYTES = 64 * 1024
 _IDLE_SECONDS = 75
 _DRAIN_SECONDS = 0.4
-_HEADERS_SECONDS = 10.0
+_LOOK_SECONDS = 0.02
+_PIECE_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """With clients that are slow or never come to an end, in seconds."""
+
+    handshake_seconds: float = 10.0
+    request_seconds: float = 10.0
+    """From the first byte of a request, or the start of the connection, to the request's last byte."""
+    farewell_seconds: float = 5.0
 
 
 class PeerProtocol(HttpToolsProtocol):
-    """HTTP over one connection. Its requests carry the common name of the verified client certificate, and a
-    connection that has not told a whole request in time is cut off."""
+    """HTTP over one connection. Its requests carry the common name of the verified client certificate. A connection is
+    cut off that has not told a whole request in time, that tells a long head, or that stems from a CA no longer
+    trusted."""
+
+    def __init__(self, config: uvicorn.Config, state: Any, patience: Patience) -> None:
+        super().__init__(config, state, {})
+        self._patience = patience
+        self._tls: ssl.SSLObject | None = None
+        self._peer_name: str | None = None
+        self._slow: asyncio.TimerHandle | None = None
+        self._in_head = True
+        self._head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._peer_name = peer_name(transport.get_extra_info("ssl_object"))
-        self._slow: asyncio.TimerHandle | None = self.loop.call_later(_HEADERS_SECONDS, transport.abort)
+        self._tls = transport.get_extra_info("ssl_object")
+        self._peer_name = peer_name(self._tls)
+        self._wait()
 
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        if len(self.url) > 16384:
-            self.transport.abort()
-
-    def on_headers_complete(self) -> None:
-        self._in_time()
-        self.scope["extensions"] = {} if self._peer_name is None else {PEER_NAME: {"common_name": self._peer_name}}
-        super().on_headers_complete()
+    def data_received(self, data: bytes) -> None:
+        if self._is_distrusted() and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()
+        for start in range(0, len(data), _PIECE_BYTES):
+            if self.transport.is_closing():
+                return
+            piece = data[start : start + _PIECE_BYTES]
+            super().data_received(piece)
+            if self._in_head:
+                self._head_bytes += len(piece)
+            if self._head_bytes > MOST_HEAD_BYTES:
+                self.transport.abort()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
         if self._slow is None:
-            self._slow = self.loop.call_later(_HEADERS_SECONDS, self.transport.abort)
+            self._wait()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        known = None if self._is_distrusted() else self._peer_name
+        self.scope["extensions"] = {} if known is None else {PEER_NAME: {"common_name": known}}
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_time()
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._in_time()
         super().connection_lost(exc)
+
+    def _is_distrusted(self) -> bool:
+        listening = self.config.ssl
+        return isinstance(listening, Switching) and self._tls is not None and listening.distrusts(self._tls)
+
+    def _wait(self) -> None:
+        self._slow = self.loop.call_later(self._patience.request_seconds, self.transport.abort)
 
     def _in_time(self) -> None:
         if self._slow is not None:
@@ -64,25 +110,34 @@ def peer_name(connection: ssl.SSLObject | None) -> str | None:
     return names[0] if len(names) == 1 else ""
 
 
-async def serve(app: Any, listener: socket.socket, stop: asyncio.Event, tls: ssl.SSLContext | None = None) -> None:
+async def serve(
+    app: Any,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    tls: Switching | None = None,
+    patience: Patience | None = None,
+) -> None:
     """Serves an ASGI application until `stop` is set, then drains for a moment."""
+
+    async def ending(scope: Any, receive: Any, send: Any) -> None:
+        # uvicorn would log the stack of an answer that is given up at the end.
+        with contextlib.suppress(asyncio.CancelledError):
+            await app(scope, receive, send)
+
     config = uvicorn.Config(
-        app,
+        ending,
         log_config=None,
         access_log=False,
         lifespan="off",
-        http=PeerProtocol,
         ws="none",
         server_header=False,
         date_header=False,
         limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=_IDLE_SECONDS,
-        # asyncio takes a fraction of a second here, which the annotation does not foresee.
-        timeout_graceful_shutdown=_DRAIN_SECONDS,  # type: ignore[arg-type]
     )
     config.load()
     config.ssl = tls
-    server = _Server(config)
+    server = _Server(config, patience or Patience())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -90,11 +145,53 @@ async def serve(app: Any, listener: socket.socket, stop: asyncio.Event, tls: ssl
     finally:
         server.should_exit = True
         stopped.cancel()
-    await serving
+        await serving
 
 
 class _Server(uvicorn.Server):
     """Signals are the program's."""
+
+    def __init__(self, config: uvicorn.Config, patience: Patience) -> None:
+        super().__init__(config)
+        self._patience = patience
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        tls = self.config.ssl
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                self._protocol,
+                sock=listener,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else self._patience.handshake_seconds,
+                ssl_shutdown_timeout=None if tls is None else self._patience.farewell_seconds,
+            )
+            for listener in sockets or ()
+        ]
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - the servers' own
+        """Who waits for an answer gets a moment; who then still does, or does not read, is cut off."""
+        state = self.server_state
+        for server in self.servers:
+            server.close()
+        for connection in list(state.connections):
+            connection.shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while state.connections:
+                    await asyncio.sleep(_LOOK_SECONDS)
+        for connection in list(state.connections):
+            connection.transport.abort()
+        while state.connections:
+            await asyncio.sleep(0)
+        for task in list(state.tasks):
+            task.cancel()
+        await asyncio.gather(*state.tasks)
+
+    def _protocol(self) -> PeerProtocol:
+        return PeerProtocol(self.config, self.server_state, self._patience)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

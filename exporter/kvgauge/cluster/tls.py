@@ -1,7 +1,8 @@
 """The serving side's TLS: a certificate that may change while it serves, and one CA whose client certificates count.
 
-Every handshake takes the context that is current then, so that a new certificate serves at once and a CA that was
-taken away is trusted no more. A client may come without a certificate; one of another CA fails the handshake.
+Every connection takes the context that is current then, whole, so that a new certificate serves at once and a CA that
+was taken away is trusted no more, not even in a session that is resumed. A client may come without a certificate; one
+of another CA fails the handshake.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from kvgauge.complaints import InputError
 from kvgauge.logs import logger
@@ -33,15 +34,40 @@ class Pair:
     key: bytes
 
 
+class Context(ssl.SSLContext):
+    """Of one certificate and one CA."""
+
+    client_ca: str | None = None
+
+
+class Switching(ssl.SSLContext):
+    """Given to a server, it hands each new connection to the context that is current then. Swapping contexts while the
+    client greets would not do: whether certificates are asked for, and old sessions, stay with the first context."""
+
+    current: Context
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        return self.current.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+
+    def distrusts(self, connection: ssl.SSLObject) -> bool:
+        """Whether another CA was trusted when that connection was made."""
+        return isinstance(connection.context, Context) and connection.context.client_ca != self.current.client_ca
+
+
 class ServingTls:
     """The context to serve with. `client_ca` is the only CA whose client certificates are accepted, PEM."""
 
     def __init__(self, pair: Pair, client_ca: str | None = None) -> None:
+        self.context = Switching(ssl.PROTOCOL_TLS_SERVER)
+        self.context.current = _context(pair, client_ca)
         self._pair = pair
-        self._client_ca = client_ca
-        self._current = _context(pair, client_ca)
-        self.context = _context(pair, client_ca)
-        self.context.sni_callback = self._choose
 
     @property
     def pair(self) -> Pair:
@@ -49,41 +75,32 @@ class ServingTls:
 
     def use_pair(self, pair: Pair) -> None:
         """Serves with another certificate from now on. Raises InputError, and goes on with the old one."""
-        self._current = _context(pair, self._client_ca)
+        self.context.current = _context(pair, self.context.current.client_ca)
         self._pair = pair
 
     def use_client_ca(self, client_ca: str | None) -> None:
-        """Trusts this CA alone from now on; none: client certificates are not asked for. Raises InputError."""
-        if client_ca == self._client_ca:
-            return
-        self._current = _context(self._pair, client_ca)
-        self._client_ca = client_ca
+        """Trusts this CA alone from now on; none: client certificates are not asked for. Connections made before end
+        with their next request. Raises InputError, and goes on with the old one."""
+        if client_ca != self.context.current.client_ca:
+            self.context.current = _context(self._pair, client_ca)
 
-    def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
-        connection.context = self._current
-
-    async def follow_files(self, cert: Path, key: Path) -> None:
+    async def follow_files(self, cert: Path, key: Path, *, look_seconds: float = LOOK_SECONDS) -> NoReturn:
         """Takes what the files hold whenever that changes, until cancelled. A mounted Secret changes by swapped links,
         so contents are compared."""
-        refused: Pair | None = None
+        complaint = ""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(look_seconds)
             try:
                 found = read_pair(cert, key)
-                if found not in (self._pair, refused):
+                if found != self._pair:
                     self.use_pair(found)
                     logger.info("serving with the new certificate")
+                complaint = ""
             except InputError as error:
-                # Often half of the pair is new and the other half not yet; said once.
-                if refused is None:
+                # Often half of the pair is new and the other half not yet.
+                if str(error) != complaint:
                     logger.warning("the certificate stays as it was: %s", error)
-                refused = None if isinstance(error, _UnreadableError) else found
-            else:
-                refused = refused if found == refused else None
-
-
-class _UnreadableError(InputError):
-    """A file that cannot be read at present."""
+                complaint = str(error)
 
 
 def read_pair(cert: Path, key: Path) -> Pair:
@@ -96,21 +113,24 @@ def _read(field: str, path: Path) -> bytes:
         with path.open("rb") as file:
             found = file.read(MAX_PEM_BYTES + 1)
     except OSError as error:
-        raise _UnreadableError(f"{field}: {path}: {error.strerror}") from None
+        raise InputError(f"{field}: {path}: {error.strerror}") from None
     if len(found) > MAX_PEM_BYTES:
-        raise _UnreadableError(f"{field}: {path}: larger than {MAX_PEM_BYTES} bytes")
+        raise InputError(f"{field}: {path}: larger than {MAX_PEM_BYTES} bytes")
     return found
 
 
-def _context(pair: Pair, client_ca: str | None) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+def _context(pair: Pair, client_ca: str | None) -> Context:
+    context = Context(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     _load_pair(context, pair)
     if client_ca is not None:
+        context.client_ca = client_ca
         context.verify_mode = ssl.CERT_OPTIONAL
+        # Trusted is what the file holds, be it signed by yet another CA: so the API server itself reads it.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         try:
             context.load_verify_locations(cadata=client_ca)
-        except (ssl.SSLError, ValueError) as error:
+        except (ssl.SSLError, ValueError, TypeError) as error:
             raise InputError(f"client CA: not a PEM certificate ({type(error).__name__})") from None
     return context
 
@@ -136,30 +156,34 @@ def self_signed(names: list[str], *, days: int = 365) -> tuple[Pair, str]:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
-    def named(name: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-
-    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     now = datetime.now(UTC)
-    base = (
-        x509.CertificateBuilder()
-        .issuer_name(named("kvgauge demo CA"))
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=days))
-    )
+    ca_name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "kvgauge demo CA")])
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+
+    def begun(subject: x509.Name, of: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(ca_name)
+            .public_key(of.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(days=days))
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(of.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
+        )
+
+    usage = x509.KeyUsage(False, False, False, False, False, True, False, False, False)
     ca = (
-        base.subject_name(named("kvgauge demo CA"))
-        .public_key(ca_key.public_key())
-        .serial_number(x509.random_serial_number())
+        begun(ca_name, ca_key)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
         .sign(ca_key, hashes.SHA256())
     )
     leaf = (
-        base.subject_name(named("kvgauge"))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        begun(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "kvgauge")]), key)
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(ca_key, hashes.SHA256())
