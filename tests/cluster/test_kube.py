@@ -1,6 +1,7 @@
 """How the API server is found, with what it is spoken to, and what is said where it cannot be."""
 
 import asyncio
+import json
 import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -116,6 +117,44 @@ def test_the_accounts_token_is_read_anew(tmp_path: Path) -> None:
         asyncio.run(twice({"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(server.port)}))
         tokens = [request.headers["Authorization"].split()[-1] for request in server.requests]
     assert tokens == ["first", "second"]
+
+
+def test_the_token_file_of_a_kubeconfig_is_read_anew(tmp_path: Path) -> None:
+    """A file that is gone for a moment leaves the token as it was."""
+    token = tmp_path / "a-token"
+    token.write_text("first")
+
+    async def thrice(file: Path) -> None:
+        async with await connect(str(file), refresh_seconds=0) as client:
+            await CoreV1Api(client).list_namespaced_pod("llm")
+            token.unlink()
+            await CoreV1Api(client).list_namespaced_pod("llm")
+            token.write_text("second")
+            await CoreV1Api(client).list_namespaced_pod("llm")
+
+    with FakeApiServer() as server:
+        asyncio.run(thrice(kubeconfig(tmp_path / "config", server.url, {"tokenFile": str(token)})))
+        tokens = [request.headers["Authorization"] for request in server.requests]
+    assert tokens == ["Bearer first", "Bearer first", "Bearer second"]
+
+
+def test_an_exec_plugin_is_asked_anew(tmp_path: Path) -> None:
+    """Since it states no time at which its token ends."""
+    plugin = tmp_path / "plugin"
+    answer = {"kind": "ExecCredential", "apiVersion": "client.authentication.k8s.io/v1", "status": {"token": "t-$n"}}
+    count = f"n=$(cat {tmp_path}/n 2>/dev/null || echo 0); n=$((n+1)); echo $n > {tmp_path}/n"
+    plugin.write_text(f"#!/bin/sh\n{count}\ncat <<END\n{json.dumps(answer)}\nEND\n")
+    plugin.chmod(0o755)
+    user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin)}}
+
+    async def twice(file: Path) -> None:
+        async with await connect(str(file), refresh_seconds=0) as client:
+            await CoreV1Api(client).list_namespaced_pod("llm")
+
+    with FakeApiServer() as server:
+        asyncio.run(twice(kubeconfig(tmp_path / "config", server.url, user)))
+        [request] = server.requests
+    assert request.headers["Authorization"] == "Bearer t-2"
 
 
 def test_nothing_there_is_one_line(tmp_path: Path) -> None:

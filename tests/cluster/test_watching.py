@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubernetes.aio.client import ApiClient, Configuration
 
-from kvgauge.cluster.watching import JsonObject, Pace, Reflector, RefusedError, bounded_lines
+from kvgauge.cluster.decoding import JsonObject
+from kvgauge.cluster.watching import Pace, Reflector, RefusedError
 
 from .fake_api_server import FakeApiServer
 from .fake_api_store import Object
@@ -359,19 +360,6 @@ def test_a_page_that_expired_is_no_list(server: FakeApiServer) -> None:
             assert [request.verb for request in server.requests][:4] == ["list"] * 4
 
     asyncio.run(run())
-
-
-@given(st.lists(st.binary(max_size=30), max_size=20), st.integers(0, 40))
-def test_lines_are_those_of_the_bytes(chunks: list[bytes], most_bytes: int) -> None:
-    async def chunked() -> AsyncIterator[bytes]:
-        for chunk in chunks:
-            yield chunk
-
-    async def read() -> list[bytes | None]:
-        return [line async for line in bounded_lines(chunked(), most_bytes)]
-
-    *lines, _ = b"".join(chunks).split(b"\n")
-    assert asyncio.run(read()) == [line if len(line) <= most_bytes else None for line in lines]
 
 
 NAMES = st.sampled_from(

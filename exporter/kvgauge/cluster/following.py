@@ -11,11 +11,12 @@ from urllib.parse import quote
 
 from kubernetes.aio.client import ApiClient
 
+from kvgauge.cluster.decoding import JsonObject
 from kvgauge.cluster.projecting import LEADER_WORKER_SET, Autoscaler, autoscaler_of, pod_of, workload_of
 from kvgauge.cluster.records import Pod, PodKey, Workload, WorkloadKey
 from kvgauge.cluster.settings import AggregatorSettings
 from kvgauge.cluster.store import Store
-from kvgauge.cluster.watching import Counts, JsonObject, Pace, Reflector, RefusedError
+from kvgauge.cluster.watching import Counts, Pace, Reflector, RefusedError
 from kvgauge.logs import logger
 
 Tolerances = Mapping[WorkloadKey, tuple[float | None, float | None]]

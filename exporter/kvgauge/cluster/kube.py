@@ -20,7 +20,6 @@ from kvgauge.logs import logger
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds the token and the CA of its account."""
 
-_REFRESH_SECONDS = 60.0
 _UNUSABLE = (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError)
 """What the client's loaders raise over a broken file."""
 _SAFE = re.compile(r"Expected (key [\w-]+|object with name [^\s,]{1,100}|\w+ to be a list)|exec: process returned \d+")
@@ -28,14 +27,19 @@ _SAFE = re.compile(r"Expected (key [\w-]+|object with name [^\s,]{1,100}|\w+ to 
 
 
 async def connect(
-    kubeconfig: str | None, *, environ: Mapping[str, str] = os.environ, account: Path = ACCOUNT
+    kubeconfig: str | None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    account: Path = ACCOUNT,
+    refresh_seconds: float = 60.0,
 ) -> ApiClient:
     """A client, which the caller closes. Nothing is asked of the API server yet. Tokens that are replaced while it
-    runs are taken up within a minute: the account's, a `tokenFile`, and those of an exec plugin. Raises InputError."""
+    runs are taken up: the account's within a minute, those of a kubeconfig's `tokenFile` or exec plugin within
+    `refresh_seconds`. Raises InputError."""
     configuration = Configuration()
     if kubeconfig is not None:
         source = f"kubeconfig: {kubeconfig}"
-        await _load_file(configuration, kubeconfig, source)
+        await _load_file(configuration, kubeconfig, source, refresh_seconds)
     elif environ.get(SERVICE_HOST_ENV_NAME) and (account / "token").exists():
         source = f"service account: {account}"
         _load_account(configuration, account, environ, source)
@@ -44,7 +48,7 @@ async def connect(
         source = f"KUBECONFIG: {path}" if environ.get("KUBECONFIG") else f"kubeconfig: {path}"
         if not _exists(path):
             raise InputError(f"kubeconfig: not set, this is no pod with a service account, and {path} does not exist")
-        await _load_file(configuration, path, source)
+        await _load_file(configuration, path, source, refresh_seconds)
     try:
         client = ApiClient(configuration)
     except (OSError, ValueError) as error:
@@ -64,7 +68,7 @@ def _load_account(configuration: Configuration, account: Path, environ: Mapping[
         raise InputError(f"{source}: {' '.join(str(error).split())}") from error
 
 
-async def _load_file(configuration: Configuration, path: str, source: str) -> None:
+async def _load_file(configuration: Configuration, path: str, source: str, refresh_seconds: float) -> None:
     if not _exists(path):
         raise InputError(f"{source}: does not exist")
     try:
@@ -74,21 +78,22 @@ async def _load_file(configuration: Configuration, path: str, source: str) -> No
     except _UNUSABLE as error:
         raise InputError(f"{source}: {_reason(error)}") from error
     if configuration.api_key:
-        configuration.refresh_api_key_hook = _Refreshing(loader)  # type: ignore[assignment]
+        configuration.refresh_api_key_hook = _Refreshing(loader, refresh_seconds)  # type: ignore[assignment]
 
 
 class _Refreshing:
     """Loads what a kubeconfig gives anew, now and then. What fails leaves the token as it was: it may still be good,
     and if it is not, the API server's 401 tells."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, refresh_seconds: float) -> None:
         self._loader = loader
-        self._next_seconds = time.monotonic() + _REFRESH_SECONDS
+        self._refresh_seconds = refresh_seconds
+        self._next_seconds = time.monotonic() + refresh_seconds
 
     async def __call__(self, configuration: Configuration) -> None:
         if time.monotonic() < self._next_seconds:
             return
-        self._next_seconds = time.monotonic() + _REFRESH_SECONDS
+        self._next_seconds = time.monotonic() + self._refresh_seconds
         try:
             await self._loader.load_and_set(configuration)
         except _UNUSABLE as error:

@@ -11,10 +11,9 @@ from ipaddress import ip_address
 
 from kubernetes.utils.quantity import parse_quantity
 
+from kvgauge.cluster.decoding import JsonObject
 from kvgauge.cluster.names import DOMAIN, PORT, SIDECAR
 from kvgauge.cluster.records import Pod, PodKey, Workload, WorkloadKey
-
-JsonObject = Mapping[str, object]
 
 LEADER_WORKER_SET = ("leaderworkerset.x-k8s.io", "leaderworkersets")
 

@@ -5,11 +5,10 @@ API server is away. What is known stays known through every failure; only a comp
 """
 
 import asyncio
-import json
 import math
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, NoReturn, TypeVar
@@ -17,11 +16,11 @@ from typing import Generic, NoReturn, TypeVar
 import aiohttp
 from kubernetes.aio.client import ApiClient
 
+from kvgauge.cluster.decoding import ITEMS_PER_TURN, JsonObject, bounded_lines, parsed, take_items
 from kvgauge.cluster.writing import TROUBLE, Clock, in_a_word
 from kvgauge.logs import logger
 
 T = TypeVar("T")
-JsonObject = Mapping[str, object]
 Query = list[tuple[str, str]]
 
 MAX_LINE_BYTES = 1 << 20
@@ -31,7 +30,9 @@ _FORBIDDEN = 403
 _NOT_FOUND = 404
 _GONE = 410
 _BUSY = (429, 503)
-"""The API server asks to come back later; what the watch stood at is still good."""
+"""The API server, or what is before it, asks to come back later."""
+_PASSING = (401, *_BUSY, 500, 502)
+"""Answers to a request to watch that say nothing of the version to watch from."""
 
 
 class RefusedError(Exception):
@@ -45,9 +46,11 @@ class RefusedError(Exception):
 class _AnswerError(Exception):
     """A failure that the API server told, by HTTP or in a watch."""
 
-    def __init__(self, status: int, retry_after_seconds: float = 0.0) -> None:
+    def __init__(self, status: int, *, keeps_place: bool, retry_after_seconds: float = 0.0) -> None:
         super().__init__(f"HTTP {status}")
         self.status = status
+        self.keeps_place = keeps_place
+        """The watch can be taken up where it was, without a list."""
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -124,6 +127,7 @@ class Reflector(Generic[T]):
         self._watch_seconds = math.inf
         """When the watch began; infinite before."""
         self._failures = 0
+        self._interrupted = False
 
     def age_seconds(self) -> float:
         """Since the API server last told something or confirmed that there is nothing; infinite before the first."""
@@ -145,7 +149,7 @@ class Reflector(Generic[T]):
                     self._version = None
                     raise RefusedError(error.status) from None
                 reason, wait_seconds = str(error), error.retry_after_seconds
-                if error.status not in _BUSY:
+                if not error.keeps_place:
                     self._version = None
             except TROUBLE as error:
                 reason = in_a_word(error)
@@ -161,7 +165,8 @@ class Reflector(Generic[T]):
         if held or moved:
             self._failures = 0
         if not (held and reason == "ended"):
-            if self._failures == 0 and reason != "ended":
+            if not self._interrupted and reason != "ended":
+                self._interrupted = True
                 logger.warning("%s: watch interrupted (%s); trying again", self.path, reason)
             self._failures += 1
             self.counts.failures += reason != "ended"
@@ -170,16 +175,15 @@ class Reflector(Generic[T]):
 
     async def _list(self) -> None:
         items: list[T] = []
-        token = ""
-        while True:
-            page = await self._page(token)
-            metadata, things = page.get("metadata"), page.get("items")
-            if not isinstance(metadata, dict) or not isinstance(things, list | None):
-                raise ValueError("no list")
-            items.extend(item for thing in things or () if (item := self._projected(thing)) is not None)
-            token = metadata.get("continue") or ""
-            if not token:
-                break
+
+        def take(thing: object) -> None:
+            item = self._projected(thing)
+            if item is not None:
+                items.append(item)
+
+        metadata = await take_items(await self._page(""), take)
+        while token := metadata.get("continue"):
+            metadata = await take_items(await self._page(str(token)), take)
         version = metadata.get("resourceVersion")
         if not isinstance(version, str) or not version:
             raise ValueError("no resourceVersion")
@@ -189,7 +193,7 @@ class Reflector(Generic[T]):
         self.synced = True
         self.counts.lists += 1
 
-    async def _page(self, token: str) -> JsonObject:
+    async def _page(self, token: str) -> bytes:
         query = [("limit", str(self._pace.page_items)), *([("continue", token)] if token else [])]
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=self._pace.connect_seconds, sock_read=self._pace.list_read_seconds
@@ -203,7 +207,7 @@ class Reflector(Generic[T]):
                     raise ValueError("page too long")
         finally:
             response.close()
-        return _parsed(bytes(text))
+        return bytes(text)
 
     async def _watch(self) -> None:
         ends = random.uniform(1.0, 2.0) * self._pace.watch_seconds  # noqa: S311
@@ -217,10 +221,15 @@ class Reflector(Generic[T]):
         response = await self._get(query, timeout)
         self.counts.watches += 1
         self._watch_seconds = self._clock()
+        if self._interrupted:
+            self._interrupted = False
+            logger.info("%s: watched again", self.path)
         try:
             async with aclosing(bounded_lines(response.content.iter_any(), MAX_LINE_BYTES)) as lines:
                 async for line in lines:
                     self._take(line)
+                    if self.counts.events % ITEMS_PER_TURN == 0:
+                        await asyncio.sleep(0)
         finally:
             response.close()
 
@@ -236,13 +245,17 @@ class Reflector(Generic[T]):
         response: aiohttp.ClientResponse = answer.response
         if response.status != 200:
             response.close()
-            raise _AnswerError(response.status, _retry_after_seconds(response.headers.get("Retry-After")))
+            raise _AnswerError(
+                response.status,
+                keeps_place=response.status in _PASSING,
+                retry_after_seconds=_retry_after_seconds(response.headers.get("Retry-After")),
+            )
         return response
 
     def _take(self, line: bytes | None) -> None:
         """One line of a watch; None for one that was too long."""
         try:
-            told = _parsed(line) if line is not None else {}
+            told = parsed(line) if line is not None else {}
         except ValueError:
             told = {}
         what, thing = told.get("type"), told.get("object")
@@ -252,7 +265,7 @@ class Reflector(Generic[T]):
             return
         if what == "ERROR":
             code = thing.get("code")
-            raise _AnswerError(code if isinstance(code, int) else 500)
+            raise _AnswerError(code if isinstance(code, int) else 0, keeps_place=code in _BUSY)
         metadata = thing.get("metadata")
         version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
         if what == "BOOKMARK":
@@ -289,34 +302,6 @@ class Reflector(Generic[T]):
         self.counts.bad_objects += 1
         if self.counts.bad_objects == 1:
             logger.warning("%s: an object was left out (%s); further ones are only counted", self.path, why)
-
-
-async def bounded_lines(chunks: AsyncIterator[bytes], most_bytes: int) -> AsyncGenerator[bytes | None, None]:
-    """Lines without their ends; None for one longer than `most_bytes`. What no end follows is no line."""
-    rest = bytearray()
-    too_long = False
-    async for chunk in chunks:
-        *ended, tail = chunk.split(b"\n")
-        for part in ended:
-            rest += part
-            yield None if too_long or len(rest) > most_bytes else bytes(rest)
-            rest.clear()
-            too_long = False
-        rest += tail
-        if too_long or len(rest) > most_bytes:
-            rest.clear()
-            too_long = True
-
-
-def _parsed(text: bytes) -> JsonObject:
-    """Raises ValueError."""
-    try:
-        found = json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(found, dict):
-        raise ValueError("no object")
-    return found
 
 
 def _named(thing: JsonObject) -> tuple[str, str] | None:
