@@ -1,10 +1,16 @@
 """What the chart lets whom do: no verb more than is used."""
 
+import asyncio
 from collections.abc import Sequence
 
 import pytest
+from kubernetes.aio.client import ApiClient, Configuration
 
+from kvgauge.cluster.following import Following
 from kvgauge.cluster.leading import LEASE
+from kvgauge.cluster.settings import AggregatorSettings
+from kvgauge.cluster.store import Store
+from kvgauge.configuring import validated_role
 from tests.helm.rendering import NAMESPACE, Manifest, Values, merged, of_kind, render
 from tests.helm.switches import SWITCHES
 
@@ -114,6 +120,14 @@ def test_one_namespace_needs_the_cluster_only_for_the_aggregated_api() -> None:
     assert [one["roleRef"]["name"] for one in of_kind(manifests, "ClusterRoleBinding")] == ["system:auth-delegator"]
     without = render({"watchNamespace": "llm", "customMetrics": {"enabled": False}, "injector": {"enabled": False}})
     assert not {one["kind"] for one in without} & {"ClusterRole", "ClusterRoleBinding", "APIService"}
+
+
+def test_what_is_watched_is_what_the_aggregator_follows() -> None:
+    async def resources() -> set[str]:
+        async with ApiClient(Configuration()) as client:
+            return set(Following(client, Store(), validated_role(AggregatorSettings, {})).ages())
+
+    assert asyncio.run(resources()) == {resource for _, resource in WATCHED}
 
 
 def test_a_lease_is_only_the_aggregators_own() -> None:
