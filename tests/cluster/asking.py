@@ -56,12 +56,15 @@ class FakeReviews:
     away: bool = False
     asked: list[object] = field(default_factory=list)
     open: asyncio.Event = field(default_factory=asyncio.Event)
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    """It was asked."""
 
     def __post_init__(self) -> None:
         self.open.set()
 
     async def whose_token(self, token: str) -> Identity | None:
         self.asked.append(token)
+        self.begun.set()
         await self.open.wait()
         if self.away:
             raise Denied(503, "away")
@@ -69,6 +72,7 @@ class FakeReviews:
 
     async def allows(self, identity: Identity, attributes: Attributes) -> bool:
         self.asked.append((identity, attributes))
+        self.begun.set()
         await self.open.wait()
         if self.away:
             raise Denied(503, "away")

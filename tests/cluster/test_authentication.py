@@ -193,9 +193,9 @@ def test_a_hundred_at_once_are_one_question() -> None:
         reviews.open.clear()
         authenticator = Authenticator(reviews.whose_token)
         asking = [asyncio.create_task(authenticator.identify(with_token())) for _ in range(100)]
-        await asyncio.sleep(0)
+        await reviews.begun.wait()
         asking[0].cancel()
-        await asyncio.sleep(0)
+        await asyncio.wait(asking[:1])
         reviews.open.set()
         found = await asyncio.gather(*asking, return_exceptions=True)
         assert isinstance(found[0], asyncio.CancelledError)
