@@ -1,4 +1,5 @@
-"""A fake API server that holds what `lookup` asks for: Secrets and APIServices."""
+"""A fake API server that holds what `lookup` asks for: Secrets and APIServices; and, if asked, empty lists of what the
+aggregator follows."""
 
 import json
 import threading
@@ -16,10 +17,21 @@ _RESOURCES = {
 }
 
 
+_LISTS = (
+    "/api/v1/pods",
+    "/apis/apps/v1/deployments",
+    "/apis/apps/v1/statefulsets",
+    "/apis/autoscaling/v2/horizontalpodautoscalers",
+)
+
+
 @contextmanager
-def serving(manifests: Sequence[Manifest]) -> Iterator[str]:
+def serving(manifests: Sequence[Manifest], *, lists: bool = False) -> Iterator[str]:
     """Yields a kubeconfig."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, _answers(manifests)))
+    answers = _answers(manifests)
+    if lists:
+        answers |= {path: {"kind": "List", "metadata": {"resourceVersion": "1"}, "items": []} for path in _LISTS}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, answers))
     server.daemon_threads = False
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
