@@ -5,6 +5,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvgauge.cluster.durations import Durations
 from kvgauge.cluster.measuring import FAMILIES, AggregatorCollector, Sources
 
 from .stocking import NOW_SECONDS, pod, put, reading, required, stocked
@@ -34,6 +35,9 @@ WORKLOAD = {"namespace": "llm", "kind": "Deployment", "workload": "llama"}
 
 
 def sources() -> Sources:
+    durations = Durations()
+    for seconds in (0.0005, 0.001, 0.3, 60.0):
+        durations.add(seconds)
     return Sources(
         stocked(),
         Counter({"ok": 5, "timeout": 1}),
@@ -41,6 +45,7 @@ def sources() -> Sources:
         ages=lambda: {"pods": 0.5, "horizontalpodautoscalers": None},
         leading=lambda: True,
         clock=lambda: NOW_SECONDS,
+        poll_durations=durations,
     )
 
 
@@ -55,6 +60,11 @@ def test_the_page() -> None:
     assert page.value("kvgauge_watch_age_seconds", kind="pods") == 0.5
     assert page.value("kvgauge_watch_age_seconds", kind="horizontalpodautoscalers") is None
     assert page.value("kvgauge_leader") == 1
+    buckets = [
+        page.value("kvgauge_poll_duration_seconds_bucket", le=bound) for bound in ("0.001", "0.5", "2.5", "+Inf")
+    ]
+    assert buckets == [2, 3, 3, 4]
+    assert page.value("kvgauge_poll_duration_seconds_sum") == 60.3015
 
 
 def test_what_is_not_known_has_no_series() -> None:
@@ -63,6 +73,7 @@ def test_what_is_not_known_has_no_series() -> None:
     page = Page(Sources(given.store, Counter(), 10.0, clock=lambda: NOW_SECONDS))
     assert not page.has("kvgauge_required_replicas")
     assert not page.has("kvgauge_leader")
+    assert not page.has("kvgauge_poll_duration_seconds_count")
     assert page.has("kvgauge_pods")
 
 

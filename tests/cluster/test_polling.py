@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from kvgauge.cluster.polling import Poller
+from kvgauge.cluster.polling import LONGEST_PAUSE_SECONDS, Poller, pause_seconds
 from kvgauge.cluster.records import PodKey, PodState
 from kvgauge.cluster.store import Store
 
@@ -166,7 +166,20 @@ def test_a_redirect_is_not_followed() -> None:
     assert asked == []
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "169.254.169.254", "0.0.0.0", "224.0.0.1", "example"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:169.254.169.254]",
+        "169.254.169.254",
+        "[fe80::1]",
+        "0.0.0.0",
+        "224.0.0.1",
+        "example",
+    ],
+)
 def test_addresses_that_no_pod_has(host: str) -> None:
     async def scenario() -> None:
         store = Store()
@@ -194,6 +207,54 @@ def test_a_new_pod_under_an_old_name_starts_without_a_reading_and_a_deleted_one_
             assert poller.outcomes.total() == before
 
     asyncio.run(scenario())
+
+
+def test_a_connection_that_is_reset() -> None:
+    async def resets(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async def scenario() -> None:
+        store = Store()
+        server = await asyncio.start_server(resets, "127.0.0.1", 0)
+        async with server, polled(store) as poller:
+            store.put_pod(pod("a", address=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+            assert (await until(store, lambda state: state.failure is not None)).failure == "protocol"
+            assert poller.durations.buckets()[-1] == ("+Inf", float(poller.outcomes.total()))
+
+    asyncio.run(scenario())
+
+
+def test_a_pod_that_failed_long_is_back_at_once() -> None:
+    healthy = False
+
+    async def recovers(request: web.Request) -> web.StreamResponse:
+        return await (good if healthy else broken)(request)
+
+    async def scenario() -> None:
+        nonlocal healthy
+        store = Store()
+        async with served(recovers) as address, polled(store, interval=0.05) as poller:
+            store.put_pod(pod("a", address=address))
+            while poller.outcomes["http_status"] < 4:
+                await asyncio.sleep(0.01)
+            healthy = True
+            await until(store, lambda state: state.reading is not None)
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            first = poller.outcomes["ok"]
+            while poller.outcomes["ok"] < first + 4:
+                await asyncio.sleep(0.01)
+            # Four polls at the pace of one that fails would take 0.4 s each.
+            assert loop.time() - began < 1.0
+
+    asyncio.run(scenario())
+
+
+def test_pauses_grow_to_a_bound_however_long_a_pod_fails() -> None:
+    assert [pause_seconds(1.0, failures) for failures in range(7)] == [1, 1, 2, 4, 8, 15, 15]
+    assert pause_seconds(1.0, 1_000_000) == LONGEST_PAUSE_SECONDS
+    # Never sooner than a pod that answers.
+    assert pause_seconds(60.0, 3) == 60.0
 
 
 def test_connections_are_kept() -> None:

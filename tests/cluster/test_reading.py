@@ -73,6 +73,56 @@ def test_what_is_no_answer(text: bytes, reason: str) -> None:
     assert error.value.reason == reason
 
 
+DEMAND = {
+    "arrived_total": 9.0,
+    "finished": 50.0,
+    "prompts": {"length_tokens": [100.0, 900.0], "share_ratio": [0.5, 0.5], "requests": 50.0},
+    "outputs": {"length_tokens": [10.0, 90.0], "share_ratio": [0.5, 0.5], "requests": 50.0},
+    "computed_ratio": 1.0,
+    "resident": None,
+    "pool_slots": 1e5,
+    "max_num_seqs": 256,
+    "max_num_batched_tokens": 8192,
+    "cost": {
+        "fixed_seconds": 0.01,
+        "kv_token_seconds": 1e-8,
+        "token_seconds": 2e-5,
+        "pair_seconds": 0,
+        "sequence_seconds": 0,
+    },
+    "slo_ttft_seconds": 3.0,
+    "slo_tpot_seconds": 0.1,
+    "ranks": 1,
+}
+
+
+def test_what_is_asked_of_the_pod() -> None:
+    demand = read(body(demand=DEMAND), 100.0, 1000.0, 10.0).demand
+    assert demand is not None
+    assert (demand.finished, demand.max_num_seqs, demand.prompts.points) == (50.0, 256, (100.0, 900.0))
+    assert demand.cost is not None
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"ranks": 0.5},
+        {"ranks": 1e9},
+        {"pool_slots": 1e-9},
+        {"max_num_seqs": 0},
+        {"max_num_batched_tokens": 0},
+        {"slo_tpot_seconds": 1e-18},
+        {"slo_ttft_seconds": 0},
+        {"prompts": {"length_tokens": [1e12], "share_ratio": [1], "requests": 5}},
+        {"cost": DEMAND["cost"] | {"token_seconds": 1e6}},  # type: ignore[operator]
+    ],
+)
+def test_an_engine_that_cannot_be_makes_the_answer_void(nonsense: dict[str, object]) -> None:
+    with pytest.raises(ReadingError) as error:
+        read(body(demand=DEMAND | nonsense), 100.0, 1000.0, 10.0)
+    assert error.value.reason == "unbelievable"
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -12,9 +12,13 @@ def value_for(required: int, replicas: int, up_ratio: float, down_ratio: float) 
     """Thousandths of replicas to publish so that an autoscaler with these tolerances, whose workload has `replicas`,
     takes `required`; never one that leads to less.
 
-    More is always reached, in two steps where one is too small to pass: from 20 with a tolerance of 0.1 to 23, which is
-    the least that passes, and from there down to 21. Fewer by so little that no value between `required - 1` and
-    `required` passes cannot be had: nothing happens, and up to `down_ratio` of the replicas are too many.
+    One sync can give any larger number beyond the band. Within it the least that passes is one too many or more: from
+    20 with a tolerance of 0.1 to 23, and from there down to 21 in a second step. Where there is no way down from the
+    least that passes but from a somewhat larger one, that is taken as long as it costs no more pods for a while than it
+    saves from then on: from 100 to 112 and then 101, but from 100 to 111 where 110 are required, and there it stays.
+
+    What arithmetic cannot give: fewer by so little that no value between `required - 1` and `required` passes. Then
+    nothing happens, and what is too many is less than `down_ratio` of the replicas.
     """
     exact = 1000 * required
     if replicas <= 0 or required == replicas:
@@ -23,8 +27,9 @@ def value_for(required: int, replicas: int, up_ratio: float, down_ratio: float) 
         passing = _least_above((1 + up_ratio) * replicas)
         if exact >= passing:
             return exact
-        # Not the least that passes, where there would be no way from it to the very number.
-        return max(passing, 1000 * (math.floor((required - 1) / (1 - down_ratio) + 1e-9) + 1))
+        least = math.ceil(passing / 1000)
+        returning = max(math.floor((required - 1) / (1 - down_ratio) + 1e-9) + 1, least)
+        return 1000 * returning if returning - least <= least - required else passing
     passing = _most_below((1 - down_ratio) * replicas)
     return min(exact, passing) if passing > exact - 1000 else exact
 

@@ -7,17 +7,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kvgauge import __version__
+from kvgauge.cluster.durations import Durations
 from kvgauge.cluster.records import PodState, Workload
 from kvgauge.cluster.store import Store
 
 WORKLOAD_LABELS = ("namespace", "kind", "workload")
-Row = tuple[tuple[str, ...], float | None]
+Row = tuple[tuple[str, ...], float | Durations | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Sources:
     leading: Callable[[], bool | None] = field(default=lambda: None)
     """Whether this replica writes; None where nothing is written."""
     clock: Callable[[], float] = time.monotonic
+    poll_durations: Durations | None = None
 
     def reading_age(self, state: PodState) -> float | None:
         """Seconds since the figures of a pod; None where it never told."""
@@ -55,10 +57,11 @@ STATES = ("telling", "silent", "starting", "terminating")
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric family. `rows` gives (label values, value); a value of None leaves the sample out."""
+    """One metric family. `rows` gives (label values, value); a value of None leaves the sample out. A histogram's
+    values are Durations."""
 
     name: str
-    kind: Literal["gauge", "counter"]
+    kind: Literal["gauge", "counter", "histogram"]
     help: str
     labels: tuple[str, ...]
     rows: Callable[[Sources], Iterable[Row]]
@@ -131,6 +134,13 @@ FAMILIES = (
         lambda sources: [((outcome,), float(count)) for outcome, count in sorted(sources.polls.items())],
     ),
     Family(
+        "kvgauge_poll_duration_seconds",
+        "histogram",
+        "How long polls of sidecars took, answered or not.",
+        (),
+        lambda sources: [((), sources.poll_durations)],
+    ),
+    Family(
         "kvgauge_watch_age_seconds",
         "gauge",
         "Seconds since what is watched of the API server was last known to be in step with it.",
@@ -154,6 +164,13 @@ FAMILIES = (
 )
 
 
+_METRIC_TYPES: dict[str, Any] = {
+    "gauge": GaugeMetricFamily,
+    "counter": CounterMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+
+
 class AggregatorCollector(Collector):
     """The families, collected at each scrape."""
 
@@ -162,10 +179,11 @@ class AggregatorCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         for family in FAMILIES:
-            kind = GaugeMetricFamily if family.kind == "gauge" else CounterMetricFamily
-            metric = kind(family.name, family.help, labels=family.labels)
+            metric = _METRIC_TYPES[family.kind](family.name, family.help, labels=family.labels)
             for labels, value in family.rows(self._sources):
-                if value is not None:
+                if isinstance(value, Durations):
+                    metric.add_metric(labels, buckets=value.buckets(), sum_value=value.sum_seconds)
+                elif value is not None:
                     metric.add_metric(labels, value)
             if metric.samples:
                 yield metric

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from kvgauge import __version__
+from kvgauge.cluster.durations import Durations
 from kvgauge.cluster.reading import MAX_BODY_BYTES, ReadingError, read
 from kvgauge.cluster.records import Pod, PodKey
 from kvgauge.cluster.store import Store
@@ -26,10 +27,13 @@ MOST_AT_ONCE = 1000
 _PATH = "/v1/advice"
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": f"kvgauge/{__version__}"}
 _CHUNK_BYTES = 64 * 1024
+# A pod may fail for weeks; powers of two leave floating point after a thousand.
+_MOST_DOUBLINGS = 20
 
 
 class Poller:
-    """Follows the pods of a store and keeps their readings. `outcomes` counts polls by outcome: ``ok`` or a reason."""
+    """Follows the pods of a store and keeps their readings. `outcomes` counts polls by outcome, ``ok`` or a reason;
+    `durations` has how long each took, answered or not."""
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class Poller:
         self._tasks: dict[tuple[PodKey, str, str], asyncio.Task[None]] = {}
         self._random = random.Random()  # noqa: S311 - it spreads moments
         self.outcomes: Counter[str] = Counter()
+        self.durations = Durations()
 
     async def run(self) -> None:
         """Polls until cancelled."""
@@ -92,6 +97,7 @@ class Poller:
         due = self._clock() + self._random.uniform(0, self._interval_seconds)
         while True:
             await asyncio.sleep(due - self._clock())
+            began = self._clock()
             try:
                 await self._poll(session, pod, url)
                 failures = 0
@@ -102,7 +108,8 @@ class Poller:
                 failures += 1
                 self._fail(pod, "internal")
                 logger.warning("a poll failed in a way that was not foreseen: %s", type(error).__name__)
-            pause = min(self._interval_seconds * 2 ** max(failures - 1, 0), LONGEST_PAUSE_SECONDS)
+            self.durations.add(self._clock() - began)
+            pause = pause_seconds(self._interval_seconds, failures)
             # Late polls are not made up for.
             due = max(due + pause * (self._random.uniform(0.8, 1.2) if failures > 1 else 1.0), self._clock())
 
@@ -135,9 +142,17 @@ class Poller:
             address = ipaddress.ip_address(urlsplit(pod.address or "").hostname or "")
         except ValueError:
             return False
+        # An IPv4 address in IPv6 clothes is what it is beneath them.
+        address = getattr(address, "ipv4_mapped", None) or address
         if address.is_loopback:
             return self._allow_loopback
         return not (address.is_link_local or address.is_unspecified or address.is_multicast)
+
+
+def pause_seconds(interval_seconds: float, failures: int) -> float:
+    """From one poll to the next after so many failures in a row: the second and each further one doubles it."""
+    doubled: float = interval_seconds * 2 ** min(max(failures - 1, 0), _MOST_DOUBLINGS)
+    return max(min(doubled, LONGEST_PAUSE_SECONDS), interval_seconds)
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:

@@ -7,8 +7,9 @@ reason to scale.
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import astuple
 
-from kvgauge.advise.demand import read_demand
+from kvgauge.advise.demand import Demand, read_demand
 from kvgauge.advise.served import Served
 from kvgauge.cluster.records import Reading
 
@@ -18,6 +19,11 @@ MOST_LOAD_RATIO = 1000.0
 MOST_REQUESTS = 1_000_000
 _MOST_SECONDS = 1e9
 _MOST_TOKENS = 1e15
+_MOST_LENGTH_TOKENS = 1e9
+_MOST_STEP_SECONDS = 60.0
+"""Any one term of a step's cost: even a large model on a CPU takes less."""
+_LEAST_OBJECTIVE_SECONDS = 1e-4
+_MOST_RANKS = 65_536
 
 
 class ReadingError(Exception):
@@ -54,8 +60,30 @@ def read(body: bytes, now_seconds: float, wall_seconds: float, stale_after_secon
         kv_exhaustion_seconds=_figure(told, "kv_exhaustion_seconds", _MOST_SECONDS),
         kv_active_tokens=_figure(terms, "active_tokens", _MOST_TOKENS) if isinstance(terms, Mapping) else None,
         binding_limit=binding if isinstance(binding, str) and len(binding) <= 40 else None,
-        demand=read_demand(told.get("demand")),
+        demand=_demand(told.get("demand")),
         served=_served(told.get("served")),
+    )
+
+
+def _demand(stored: object) -> Demand | None:
+    demand = read_demand(stored)
+    if demand is not None and not _possible(demand):
+        raise ReadingError("unbelievable")
+    return demand
+
+
+def _possible(demand: Demand) -> bool:
+    """Whether an engine could be like that. One pod's figures stand for all that are like it, so that nonsense in them
+    would size the whole workload."""
+    rooms = (demand.pool_slots, demand.max_num_seqs, demand.max_num_batched_tokens)
+    objectives = (demand.slo_ttft_seconds, demand.slo_tpot_seconds)
+    held = demand.resident.mean_slots if demand.resident is not None else 0.0
+    return (
+        1 <= demand.ranks <= _MOST_RANKS
+        and all(room is None or room >= 1 for room in rooms)
+        and all(objective is None or objective >= _LEAST_OBJECTIVE_SECONDS for objective in objectives)
+        and max(demand.prompts.points[-1], demand.outputs.points[-1], held) <= _MOST_LENGTH_TOKENS
+        and (demand.cost is None or max(astuple(demand.cost)) <= _MOST_STEP_SECONDS)
     )
 
 
