@@ -1,6 +1,5 @@
 """TokenReview and SubjectAccessReview through the official client."""
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from kvgauge.cluster.access import Attributes, Denied
@@ -15,20 +14,22 @@ _TIMEOUT_SECONDS = 5.0
 class Reviewer:
     """Asks the API server who somebody is and what they may do. Anything but its answer is a Denied 503."""
 
-    def __init__(self, client: "ApiClient") -> None:
+    def __init__(self, client: "ApiClient", *, timeout_seconds: float = _TIMEOUT_SECONDS) -> None:
         from kubernetes.aio.client import AuthenticationV1Api, AuthorizationV1Api
 
         self._authentication = AuthenticationV1Api(client)
         self._authorization = AuthorizationV1Api(client)
+        self._timeout_seconds = timeout_seconds
 
     async def whose_token(self, token: str) -> Identity | None:
         from kubernetes.aio.client import V1TokenReview, V1TokenReviewSpec
 
-        review = V1TokenReview(spec=V1TokenReviewSpec(token=token))
+        review = V1TokenReview(
+            api_version="authentication.k8s.io/v1", kind="TokenReview", spec=V1TokenReviewSpec(token=token)
+        )
+        limit = self._timeout_seconds
         try:
-            answer = await self._authentication.create_token_review(review, _request_timeout=_TIMEOUT_SECONDS)
-        except asyncio.CancelledError:
-            raise
+            answer = await self._authentication.create_token_review(review, _request_timeout=limit)
         except Exception:
             # The client's errors may carry the request, and with it the token: nothing of them is kept.
             raise Denied(503, "the API server could not be asked whose token that is") from None
@@ -59,11 +60,10 @@ class Reviewer:
             uid=identity.uid or None,
             resource_attributes=wanted,
         )
-        review = V1SubjectAccessReview(spec=spec)
+        review = V1SubjectAccessReview(api_version="authorization.k8s.io/v1", kind="SubjectAccessReview", spec=spec)
+        limit = self._timeout_seconds
         try:
-            answer = await self._authorization.create_subject_access_review(review, _request_timeout=_TIMEOUT_SECONDS)
-        except asyncio.CancelledError:
-            raise
+            answer = await self._authorization.create_subject_access_review(review, _request_timeout=limit)
         except Exception:
             raise Denied(503, "the API server could not be asked what is allowed") from None
         return bool(answer.status is not None and answer.status.allowed and not answer.status.denied)
