@@ -20,7 +20,8 @@ import pytest
 
 from kvgauge.cluster.tls import self_signed
 
-from .fake_api_server import FakeApiServer, Object
+from .fake_api_server import FakeApiServer
+from .fake_api_store import Object
 from .keda_client import reference
 from .test_reading import PLAIN
 
