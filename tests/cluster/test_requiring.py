@@ -159,3 +159,52 @@ def test_workloads_that_are_gone_are_forgotten() -> None:
     asyncio.run(world.requirer.look())
     assert world.store.required(LLAMA) is None
     assert list(world.store.all_required()) == []
+
+
+def test_a_rollout_with_a_surge_changes_nothing() -> None:
+    world = World(3)
+    before = world.run(600, per_second=10).replicas
+    assert before is not None
+    world.names = [f"pod-{number}" for number in range(before)]
+    world.spec_replicas = before
+    wanted = {world.run(300, per_second=10).replicas}
+    for name in list(world.names):
+        fresh = f"new-{name}"
+        world.names.append(fresh)
+        world.starting.add(fresh)
+        wanted.add(world.run(60, per_second=10).replicas)
+        world.starting.clear()
+        wanted.add(world.run(10, per_second=10).replicas)
+        world.names.remove(name)
+        world.store.drop_pod(pod(name).key)
+        wanted.add(world.run(30, per_second=10).replicas)
+    assert wanted == {before}
+
+
+def test_a_pod_that_comes_back_under_its_old_name_brings_no_arrivals_of_its_past() -> None:
+    world = World(2)
+    rate = float(world.run(300, per_second=4).terms["arrivals_per_second"] or 0)
+    world.arrived["pod-0"] = 0.0
+    again = float(world.run(120, per_second=4).terms["arrivals_per_second"] or 0)
+    assert abs(again - rate) < 0.5
+
+
+def test_two_aggregators_that_are_asked_in_turn_do_not_undo_each_other() -> None:
+    world = World(2)
+    world.run(300, per_second=40)
+    other = Requirer(world.store, clock=lambda: world.now)
+    sizes = []
+    for turn in range(40):
+        answer = world.run(15, per_second=40).replicas
+        asyncio.run(other.look())
+        told = world.store.required(LLAMA)
+        assert told is not None
+        # An autoscaler that is answered by one, then by the other, and follows at once.
+        size = answer if turn % 2 else told.replicas
+        assert size is not None
+        world.spec_replicas = size
+        world.names = [f"pod-{number}" for number in range(size)]
+        sizes.append(size)
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 2
+    assert sizes[-1] == world.run(15, per_second=40).replicas
