@@ -118,7 +118,9 @@ async def run(
 
         external = settings.external and await _external_is_free(client)
         app = create_app(store, figures, Authorizer(authenticator, reviewer.allows), external=external)
-        sources = Sources(store, poller.outcomes, settings.stale_after, following.ages, leads)
+        sources = Sources(
+            store, poller.outcomes, settings.stale_after, following.ages, leads, poll_durations=poller.durations
+        )
         stop = asyncio.Event()
         _stop_on_signals(stop)
         health = create_health_app(AggregatorCollector(sources), lambda: following.synced)

@@ -62,10 +62,11 @@ _BAND = f"""
 HPA does nothing while the ratio of a metric to its target is within 10 % of 1: from 10 replicas, 11 are swallowed. Give
 the HPA `tolerance: 0` where the cluster has it (1.35; the chart does), and the value is the very number. Where it is
 not stated, the aggregator reads what the HPA says and publishes a value that gets through: for one more where that is
-swallowed, the least number beyond the band from which the right one can be reached, so that for some minutes there are
-up to a tenth more; for one fewer, the largest value that passes and rounds up to it. From 11 replicas on one fewer
-cannot always be had by any value: then there is up to a tenth too much, never too little. Without an HPA the value is
-the number itself. `--hpa-tolerance` is for clusters with another default.
+swallowed, the least number beyond the band, and from there the right one; or a somewhat larger number from which alone
+the right one can be reached, where that costs no more pods for some minutes than it saves from then on. For one fewer
+it is the largest value that passes and rounds up to it. From 20 replicas on one fewer cannot be had by any value: then
+there is up to a tenth too much, never too little. Without an HPA the value is the number itself. `--hpa-tolerance` is
+for clusters with another default.
 
 A number of replicas that was not reckoned anew for {REQUIRED_STALE_SECONDS:.0f} s is not served.
 
