@@ -137,17 +137,19 @@ def _context(pair: Pair, client_ca: str | None) -> Context:
 
 def _load_pair(context: ssl.SSLContext, pair: Pair) -> None:
     # The ssl module takes pairs from files only; these are readable by us alone and gone at once.
-    with tempfile.TemporaryDirectory(prefix="kvgauge-tls-") as folder:
-        chain, key = Path(folder) / "chain", Path(folder) / "key"
-        for path, content in ((chain, pair.chain), (key, pair.key)):
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(content)
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="kvgauge-tls-") as folder:
+            chain, key = Path(folder) / "chain", Path(folder) / "key"
+            for path, content in ((chain, pair.chain), (key, pair.key)):
+                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    file.write(content)
             # An empty password keeps OpenSSL from asking at the terminal.
             context.load_cert_chain(chain, key, password="")
-        except ssl.SSLError as error:
-            reason = error.reason or "not PEM"
-            raise InputError(f"tls_cert, tls_key: no certificate with its key ({reason})") from None
+    except ssl.SSLError as error:
+        reason = error.reason or "not PEM"
+        raise InputError(f"tls_cert, tls_key: no certificate with its key ({reason})") from None
+    except OSError as error:
+        raise InputError(f"tls_cert, tls_key: no temporary file to load them from ({error.strerror})") from None
 
 
 def self_signed(names: list[str], *, days: int = 365) -> tuple[Pair, str]:
