@@ -4,6 +4,7 @@ The official client is loaded too, for it takes its part of the memory.
 """
 
 import asyncio
+import gc
 import json
 import resource
 import sys
@@ -12,6 +13,7 @@ import time
 import kubernetes.aio.client
 
 from bench.cluster.herd import PODS, stocked
+from kvgauge.cluster.aggregator import GC_THRESHOLDS
 from kvgauge.cluster.polling import Poller
 from kvgauge.cluster.requiring import Requirer
 
@@ -19,6 +21,7 @@ from kvgauge.cluster.requiring import Requirer
 async def main(port: int, seconds: float) -> None:
     assert kubernetes.aio.client.ApiClient is not None
     sys.setswitchinterval(0.0005)
+    gc.set_threshold(*GC_THRESHOLDS)
     store = stocked(port)
     poller = Poller(store, allow_loopback=True)
     tasks = [asyncio.create_task(poller.run()), asyncio.create_task(Requirer(store).run())]
