@@ -15,7 +15,7 @@ from kvgauge.cluster.tls import ServingTls
 from .certificates import authority, client_context
 from .serving import Connection, connected, get, served, tell_scope
 
-SOON = Patience(handshake_seconds=0.1, request_seconds=0.1)
+SOON = Patience(handshake_seconds=0.1, request_seconds=0.1, answer_seconds=0.1)
 WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 Send = Callable[[object], Awaitable[None]]
 
@@ -33,6 +33,14 @@ async def read_to_the_end(connection: Connection) -> bytes:
         except ConnectionError:
             pass
     return told
+
+
+async def big(scope: object, receive: object, send: Send) -> None:
+    """Application that tells more than any buffer holds."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(500):
+        await send({"type": "http.response.body", "body": b"a" * 100_000, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 @pytest.mark.parametrize(
@@ -89,6 +97,38 @@ def test_an_answer_may_take_longer_than_a_request() -> None:
     async def run() -> None:
         async with served(slow, patience=SOON) as server:
             assert (await get(server.port, None)).code == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("tls", [None, secure], ids=["plain", "TLS"])
+def test_who_does_not_take_an_answer_is_cut_off(tls: Callable[[], ServingTls] | None) -> None:
+    ended = asyncio.Event()
+
+    async def app(scope: object, receive: object, send: Send) -> None:
+        await big(scope, receive, send)
+        ended.set()
+
+    async def run() -> None:
+        context = client_context() if tls else None
+        async with served(app, tls() if tls else None, SOON) as server, connected(server.port, context) as connection:
+            transport = connection.writer.transport
+            assert isinstance(transport, asyncio.Transport)
+            transport.pause_reading()
+            connection.writer.write(WHOLE)
+            async with asyncio.timeout(5):
+                await ended.wait()
+            transport.resume_reading()
+            assert len(await read_to_the_end(connection)) < 50_000_000
+
+    asyncio.run(run())
+
+
+def test_who_takes_an_answer_bit_by_bit_gets_it() -> None:
+    async def run() -> None:
+        async with served(big, patience=SOON) as server, connected(server.port) as connection:
+            connection.writer.write(WHOLE.replace(b"GET / HTTP/1.1", b"GET / HTTP/1.0"))
+            assert len(await read_to_the_end(connection)) > 50_000_000
 
     asyncio.run(run())
 
@@ -192,14 +232,6 @@ def test_another_peer_is_not_told_of_by_headers() -> None:
 
 
 # The end.
-
-
-async def big(scope: object, receive: object, send: Send) -> None:
-    """Application that tells more than any buffer holds."""
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    for _ in range(500):
-        await send({"type": "http.response.body", "body": b"a" * 100_000, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
 
 
 def test_it_ends_soon_beside_an_idle_connection() -> None:

@@ -32,20 +32,23 @@ class Patience:
     handshake_seconds: float = 10.0
     request_seconds: float = 10.0
     """From the first byte of a request, or the start of the connection, to the request's last byte."""
+    answer_seconds: float = 30.0
+    """In which a client takes nothing of an answer that waits for it."""
     farewell_seconds: float = 5.0
+    """From the end of a TLS connection to the client's own."""
 
 
 class PeerProtocol(HttpToolsProtocol):
     """HTTP over one connection. Its requests carry the common name of the verified client certificate. A connection is
-    cut off that has not told a whole request in time, that tells a long head, or that stems from a CA no longer
-    trusted."""
+    cut off that does not tell a request or take an answer in time, that tells a long head, or that stems from a CA no
+    longer trusted."""
 
     def __init__(self, config: uvicorn.Config, state: Any, patience: Patience) -> None:
         super().__init__(config, state, {})
         self._patience = patience
         self._tls: ssl.SSLObject | None = None
         self._peer_name: str | None = None
-        self._slow: asyncio.TimerHandle | None = None
+        self._waiting: dict[str, asyncio.TimerHandle] = {}
         self._in_head = True
         self._head_bytes = 0
 
@@ -53,7 +56,7 @@ class PeerProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._tls = transport.get_extra_info("ssl_object")
         self._peer_name = peer_name(self._tls)
-        self._wait()
+        self._wait_for("request", self._patience.request_seconds)
 
     def data_received(self, data: bytes) -> None:
         if self._is_distrusted() and (self.cycle is None or self.cycle.response_complete):
@@ -71,8 +74,7 @@ class PeerProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
-        if self._slow is None:
-            self._wait()
+        self._wait_for("request", self._patience.request_seconds)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -81,24 +83,34 @@ class PeerProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._in_time()
+        self._in_time("request")
         super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for("answer", self._patience.answer_seconds)
+
+    def resume_writing(self) -> None:
+        self._in_time("answer")
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self._in_time()
+        for what in list(self._waiting):
+            self._in_time(what)
         super().connection_lost(exc)
 
     def _is_distrusted(self) -> bool:
         listening = self.config.ssl
         return isinstance(listening, Switching) and self._tls is not None and listening.distrusts(self._tls)
 
-    def _wait(self) -> None:
-        self._slow = self.loop.call_later(self._patience.request_seconds, self.transport.abort)
+    def _wait_for(self, what: str, seconds: float) -> None:
+        if what not in self._waiting:
+            self._waiting[what] = self.loop.call_later(seconds, self.transport.abort)
 
-    def _in_time(self) -> None:
-        if self._slow is not None:
-            self._slow.cancel()
-            self._slow = None
+    def _in_time(self, what: str) -> None:
+        timer = self._waiting.pop(what, None)
+        if timer is not None:
+            timer.cancel()
 
 
 def peer_name(connection: ssl.SSLObject | None) -> str | None:
