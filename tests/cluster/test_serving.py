@@ -216,6 +216,17 @@ def test_what_is_no_http_ends_without_a_stack(sent: bytes, caplog: pytest.LogCap
     assert caplog.text.count("\n") <= 1
 
 
+@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
+def test_who_asks_for_another_protocol_is_answered_in_this_one(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        async with served() as server:
+            answer = await get(server.port, None, "/", ("Connection", "Upgrade"), ("Upgrade", protocol))
+            assert answer.code == 200
+
+    asyncio.run(run())
+    assert caplog.text == ""
+
+
 def test_more_connections_than_can_be_had_are_told_to_come_again() -> None:
     async def run() -> None:
         async with served(patience=Patience(request_seconds=60)) as server:

@@ -99,6 +99,9 @@ class PeerProtocol(HttpToolsProtocol):
             self._in_time(what)
         super().connection_lost(exc)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Whoever asks for another protocol is answered in this one, and nothing is logged that anybody can cause."""
+
     def _is_distrusted(self) -> bool:
         listening = self.config.ssl
         return isinstance(listening, Switching) and self._tls is not None and listening.distrusts(self._tls)
