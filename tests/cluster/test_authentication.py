@@ -84,7 +84,10 @@ def test_other_header_names_are_believed_where_the_cluster_says_so() -> None:
 
 @pytest.mark.parametrize("peer", ["", "anybody"])
 def test_no_allowed_names_are_all_names(peer: str) -> None:
-    assert identify(request(USER, peer=peer), replace(HEADER, allowed_names=())).user == "alice"
+    anybody = replace(HEADER, allowed_names=())
+    assert identify(request(USER, peer=peer), anybody).user == "alice"
+    # But there must be a certificate.
+    assert refusal(request(USER), anybody) == 403
 
 
 @pytest.mark.parametrize(
