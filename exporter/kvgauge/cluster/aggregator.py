@@ -187,8 +187,9 @@ def _writing_parts(
     """(whether this replica writes, what has to run for it). Who writes nothing needs no leader."""
     if not settings.scale_in_helper and not settings.events:
         return lambda: None, []
-    from kvgauge.cluster.events import Bounds, tell_pressure
+    from kvgauge.cluster.events import tell_pressure
     from kvgauge.cluster.leading import Alone, Leadership, lease_namespace, own_identity
+    from kvgauge.cluster.pressure import Bounds
     from kvgauge.cluster.scale_in import Pace, keep_costs
 
     parts: list[Coroutine[Any, Any, Any]] = []
