@@ -32,7 +32,7 @@ def listed(item: st.SearchStrategy[Any], most: int = 3) -> st.SearchStrategy[Any
 
 
 CONTAINER = st.fixed_dictionaries(
-    {"name": NAME, "image": st.sampled_from(["vllm/vllm-openai:1", "x", "nvcr.io/nim/a", "ollama/ollama"])},
+    {"name": NAME, "image": st.sampled_from(["vllm/vllm-openai:1", "x", "registry.example/nim/a", "ollama/ollama"])},
     optional={
         "command": listed(st.one_of(WORD)) | COMMAND,
         "args": COMMAND,
