@@ -12,13 +12,14 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from kvgauge.cluster.access import Denied
 from kvgauge.cluster.authentication import Identity
-from kvgauge.cluster.reviewing import Reviewer
+from kvgauge.cluster.reviewing import TOKENS_AT_ONCE, Reviewer
 
 from .asking import READ, TOKEN
 from .fake_api_server import FakeApiServer
 from .fake_api_store import Object, RefusedError
 
 T = TypeVar("T")
+TOKENS = b"/apis/authentication.k8s.io/v1/tokenreviews"
 
 
 def asked(url: str, ask: Callable[[Reviewer], Awaitable[T]], seconds: float = 5.0) -> T:
@@ -205,6 +206,40 @@ def test_an_api_server_that_answers_nonsense_or_nothing_is_no_answer(
 
     asyncio.run(run())
     assert TOKEN not in caplog.text
+
+
+def test_many_tokens_at_once_leave_room_for_other_questions() -> None:
+    paths: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        paths.append(head.split()[1])
+        if b"subjectaccessreviews" in head:
+            body = b'{"spec": {}, "status": {"allowed": true}}'
+            writer.write(b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\n")
+            writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        await reader.read(2**20)
+        await reader.read()
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with ApiClient(Configuration(host=url)) as client:
+            reviewer = Reviewer(client, timeout_seconds=30.0)
+            asking = [asyncio.create_task(reviewer.whose_token(f"{TOKEN}{number}")) for number in range(200)]
+            async with asyncio.timeout(10):
+                while paths.count(TOKENS) < TOKENS_AT_ONCE:
+                    await asyncio.sleep(0.002)
+                for _ in range(5):
+                    assert await reviewer.allows(Identity("alice"), READ)
+            assert paths.count(TOKENS) == TOKENS_AT_ONCE
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        server.close()
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("ask", ASKING)

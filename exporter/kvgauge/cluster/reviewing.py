@@ -1,5 +1,6 @@
 """TokenReview and SubjectAccessReview through the official client."""
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from kvgauge.cluster.access import Attributes, Denied
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient
 
 _TIMEOUT_SECONDS = 5.0
+TOKENS_AT_ONCE = 16
+"""Whoever makes up tokens must not crowd out the questions of those who are known."""
 
 
 class Reviewer:
@@ -20,6 +23,7 @@ class Reviewer:
         self._authentication = AuthenticationV1Api(client)
         self._authorization = AuthorizationV1Api(client)
         self._timeout_seconds = timeout_seconds
+        self._turns = asyncio.Semaphore(TOKENS_AT_ONCE)
 
     async def whose_token(self, token: str) -> Identity | None:
         from kubernetes.aio.client import V1TokenReview, V1TokenReviewSpec
@@ -27,9 +31,9 @@ class Reviewer:
         review = V1TokenReview(
             api_version="authentication.k8s.io/v1", kind="TokenReview", spec=V1TokenReviewSpec(token=token)
         )
-        limit = self._timeout_seconds
         try:
-            answer = await self._authentication.create_token_review(review, _request_timeout=limit)
+            async with asyncio.timeout(self._timeout_seconds), self._turns:
+                answer = await self._authentication.create_token_review(review)
         except Exception:
             # The client's errors may carry the request, and with it the token: nothing of them is kept.
             raise Denied(503, "the API server could not be asked whose token that is") from None
@@ -61,9 +65,9 @@ class Reviewer:
             resource_attributes=wanted,
         )
         review = V1SubjectAccessReview(api_version="authorization.k8s.io/v1", kind="SubjectAccessReview", spec=spec)
-        limit = self._timeout_seconds
         try:
-            answer = await self._authorization.create_subject_access_review(review, _request_timeout=limit)
+            async with asyncio.timeout(self._timeout_seconds):
+                answer = await self._authorization.create_subject_access_review(review)
         except Exception:
             raise Denied(503, "the API server could not be asked what is allowed") from None
         return bool(answer.status is not None and answer.status.allowed and not answer.status.denied)
