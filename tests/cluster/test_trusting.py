@@ -138,14 +138,18 @@ def test_deletion_switches_it_off_and_a_new_one_on(caplog: pytest.LogCaptureFixt
             await followed.becomes(proxy("old"), "alice")
             server.delete("configmaps", "kube-system", NAME)
             await followed.becomes(proxy("old"), "403")
+            # Certificates are not even asked for.
+            assert await followed.who(proxy("new")) == "403"
             server.create("configmaps", config_map(authority("new").pem))
             await followed.becomes(proxy("new"), "alice")
             assert await followed.who(proxy("old")) == "cut"
+            server.delete("configmaps", "kube-system", NAME)
+            await followed.known(False)
 
     with FakeApiServer() as server:
         server.create("configmaps", config_map(authority("old").pem))
         asyncio.run(run(server))
-    assert said(caplog) == [f"the front proxy is not believed: ConfigMap kube-system/{NAME}: not there"]
+    assert said(caplog) == [f"the front proxy is not believed: ConfigMap kube-system/{NAME}: not there"] * 2
 
 
 def test_one_that_is_missing_at_first_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
