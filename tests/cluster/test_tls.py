@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import ssl
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -368,6 +369,15 @@ def test_a_pair_that_is_none_is_one_line_that_names_the_settings(tmp_path: Path)
     present.write_bytes(b"a" * (1024 * 1024 + 1))
     with pytest.raises(InputError, match=r"^tls_cert: .*: larger than 1048576 bytes"):
         read_pair(present, present)
+
+
+def test_a_pair_that_cannot_be_loaded_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = authority("serving").server("first"), authority("serving").server("second")
+    tls = ServingTls(first)
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere/at/all")
+    with pytest.raises(InputError, match=r"^tls_cert, tls_key: no temporary file to load them from \(.+\)$"):
+        tls.use_pair(second)
+    assert tls.pair == first
 
 
 def ssl_locked(pair: Pair) -> bytes:

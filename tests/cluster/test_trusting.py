@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -227,6 +228,26 @@ def test_while_the_api_server_is_away_what_was_known_holds(caplog: pytest.LogCap
         server.create("configmaps", config_map(authority("old").pem))
         asyncio.run(run(server))
     assert said(caplog) == []
+
+
+def test_what_cannot_be_taken_over_is_taken_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full for a while: nothing is believed meanwhile, and nothing ends."""
+
+    async def run(server: FakeApiServer) -> None:
+        old, new = client_context(proxy("old")), client_context(proxy("new"))
+        async with following(server) as followed:
+            await followed.known()
+            monkeypatch.setattr(tempfile, "tempdir", "/nowhere/at/all")
+            server.update("configmaps", config_map(authority("new").pem))
+            await followed.known(False)
+            assert (await get(followed.port, old, "/", USER)).code == 403
+            monkeypatch.undo()
+            await followed.known()
+            assert (await get(followed.port, new, "/", USER)).body == {"user": "alice"}
+
+    with FakeApiServer() as server:
+        server.create("configmaps", config_map(authority("old").pem))
+        asyncio.run(run(server))
 
 
 async def until(fulfilled: Callable[[], bool]) -> None:
