@@ -13,7 +13,8 @@ from kvgauge.observe.engines import NAMES
 __all__ = ["Settings", "load", "to_toml", "validated"]
 
 
-def _http_url(value: str) -> str:
+def http_url(value: str) -> str:
+    """Of a setting: without the slash at its end. Raises ValueError for what is no plain address."""
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("should be an http:// or https:// address")
@@ -35,7 +36,7 @@ class Settings(RoleSettings):
     engine: Annotated[str, AfterValidator(_engine_kind)] = Field(
         "auto", description="the engine's kind; auto tells it by what it answers"
     )
-    engine_url: Annotated[str, AfterValidator(_http_url)] = Field(
+    engine_url: Annotated[str, AfterValidator(http_url)] = Field(
         "http://127.0.0.1:8000", description="where the engine serves"
     )
     engine_api_key: SecretStr | None = Field(

@@ -1,0 +1,159 @@
+"""HorizontalPodAutoscalers that follow kvgauge, or mean to: which metrics they name, and of what."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvgauge.cluster.decoding import JsonObject
+from kvgauge.cluster.names import POD_METRICS, REQUIRED_REPLICAS
+from kvgauge.doctor.asking import part, parts, text
+
+KNOWN = (*POD_METRICS, REQUIRED_REPLICAS)
+_LIKE_RATIO = 0.75
+_PREFIX = "kvgauge_"
+_RESOURCES = {
+    ("apps", "Deployment"): ("apps/v1", "deployments"),
+    ("apps", "StatefulSet"): ("apps/v1", "statefulsets"),
+    ("leaderworkerset.x-k8s.io", "LeaderWorkerSet"): ("leaderworkerset.x-k8s.io/v1", "leaderworkersets"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an autoscaler scales, or a metric describes."""
+
+    group: str
+    kind: str
+    name: str
+
+    @property
+    def path(self) -> str | None:
+        """Version and resource of the API; None for a kind that is not known here."""
+        found = _RESOURCES.get((self.group, self.kind))
+        return None if found is None else f"/apis/{found[0]}/namespaces/{{namespace}}/{found[1]}/{self.name}"
+
+    @property
+    def resource(self) -> str:
+        """As kubectl and the metrics API write it."""
+        found = _RESOURCES.get((self.group, self.kind))
+        return f"{found[1] if found else self.kind.lower()}.{self.group}" if self.group else self.kind.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class NamedMetric:
+    """One metric of one autoscaler. `described` is what a metric of type Object is of."""
+
+    kind: str
+    name: str
+    described: Target | None = None
+
+    @property
+    def meant(self) -> str | None:
+        """The metric of kvgauge that the name is, or is most like; None where it is none of ours."""
+        if self.name in KNOWN:
+            return self.name
+        like = difflib.get_close_matches(self.name, KNOWN, n=1, cutoff=_LIKE_RATIO)
+        if like:
+            return like[0]
+        if self.name.startswith(_PREFIX):
+            return difflib.get_close_matches(self.name, KNOWN, n=1, cutoff=0.0)[0]
+        return None
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the name or with where it stands."""
+        if self.name not in KNOWN:
+            return f"{self.name} is no metric of kvgauge; did you mean {self.meant}?"
+        of_a_workload = self.name == REQUIRED_REPLICAS
+        if self.kind == "Pods" and of_a_workload:
+            return f"{self.name} is of a workload: type Object, the workload its describedObject, not Pods"
+        of_what = self.described.kind if self.described else ""
+        if self.kind == "Object" and not of_a_workload and of_what not in ("Namespace", "Pod"):
+            return f"{self.name} is of pods: type Pods, not Object of a {of_what or 'thing without a kind'}"
+        if self.kind == "Object" and of_a_workload and (self.described is None or self.described.path is None):
+            return f"{self.name} is of Deployments, StatefulSets and LeaderWorkerSets, not of a {of_what or 'thing'}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    type: str
+    status: str
+    reason: str
+    message: str
+    changed: str
+    """RFC 3339; empty where it is not told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hpa:
+    """One autoscaler that means a metric of kvgauge."""
+
+    namespace: str
+    name: str
+    target: Target
+    metrics: tuple[NamedMetric, ...]
+    """Those of kvgauge only."""
+    conditions: tuple[Condition, ...]
+
+    @property
+    def where(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+def hpa_of(thing: JsonObject) -> Hpa | None:
+    """Of an object of autoscaling/v2; None for one that follows other metrics only."""
+    metadata, spec = part(thing, "metadata"), part(thing, "spec")
+    metrics = tuple(
+        metric for each in parts(spec, "metrics") if (metric := _metric(each)) is not None and metric.meant is not None
+    )
+    namespace, name = text(metadata, "namespace"), text(metadata, "name")
+    if not metrics or not namespace or not name:
+        return None
+    return Hpa(
+        namespace,
+        name,
+        _target(part(spec, "scaleTargetRef")),
+        metrics,
+        conditions_of(part(thing, "status")),
+    )
+
+
+def conditions_of(status: JsonObject) -> tuple[Condition, ...]:
+    """Of any object's status."""
+    names = ("type", "status", "reason", "message", "lastTransitionTime")
+    return tuple(Condition(*(text(each, name) for name in names)) for each in parts(status, "conditions"))
+
+
+def selector_of(workload: JsonObject) -> str | None:
+    """The label selector of a workload's pods, as a query writes it; None where it states none. A LeaderWorkerSet
+    states in its status which pods count."""
+    stated = text(part(workload, "status"), "hpaPodSelector")
+    if stated:
+        return stated
+    selector = part(workload, "spec", "selector")
+    written = [f"{key}={value}" for key, value in part(selector, "matchLabels").items()]
+    written += [_expression(each) for each in parts(selector, "matchExpressions")]
+    return ",".join(written) or None
+
+
+def _expression(requirement: Mapping[str, object]) -> str:
+    key, operator, values = (requirement.get(name) for name in ("key", "operator", "values"))
+    listed = ",".join(map(str, values)) if isinstance(values, list) else ""
+    if operator in ("In", "NotIn"):
+        return f"{key} {str(operator).lower()} ({listed})"
+    return f"!{key}" if operator == "DoesNotExist" else f"{key}"
+
+
+def _metric(stated: JsonObject) -> NamedMetric | None:
+    kind = text(stated, "type")
+    body = part(stated, kind[:1].lower() + kind[1:])
+    name = text(part(body, "metric"), "name")
+    if kind not in ("Pods", "Object", "External") or not name:
+        return None
+    return NamedMetric(kind, name, _target(part(body, "describedObject")) if kind == "Object" else None)
+
+
+def _target(reference: JsonObject) -> Target:
+    group, _, _ = text(reference, "apiVersion").rpartition("/")
+    return Target(group, text(reference, "kind"), text(reference, "name"))

@@ -1,0 +1,209 @@
+"""From the facts of a cluster to findings: one pure function for each link, from the pods to the metrics API."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+
+from kvgauge.cluster.reading import ReadingError, read
+from kvgauge.doctor.asking import Answer, part, text
+from kvgauge.doctor.autoscalers import conditions_of
+from kvgauge.doctor.checking_hpas import hpas
+from kvgauge.doctor.findings import Finding, fail, ok, since, skip, warn, words
+from kvgauge.doctor.looking_around import APISERVICE, LOAD, ClusterFacts, load_path, proxy_path, with_sidecars
+from kvgauge.doctor.telling import age_seconds, unread
+
+STALE_SECONDS = 15.0
+"""The aggregator drops a pod's figures after 10 s; what is older was not made by it as it is set up."""
+_LINKS = ("pods", "sidecars", "apiservice", "aggregator", "metric", "hpa")
+_ALL_LABELS = "kvgauge.dev/inject,kvgauge.dev/sidecar"
+
+
+def check_cluster(facts: ClusterFacts, wall_seconds: float) -> list[Finding]:
+    """All findings of the cluster."""
+    reached = api_server(facts)
+    if reached.status == "fail":
+        return [reached, *(skip(name, "the API server was not reached") for name in _LINKS)]
+    return [
+        reached,
+        pods(facts),
+        *sidecars(facts),
+        apiservice(facts),
+        aggregator(facts),
+        *metrics(facts, wall_seconds),
+        *hpas(facts, wall_seconds),
+    ]
+
+
+def api_server(facts: ClusterFacts) -> Finding:
+    answer = facts.version
+    if answer.good:
+        return ok("api-server", f"{facts.server} is Kubernetes {words(answer.document.get('gitVersion')) or 'unknown'}")
+    if answer.status == 403:
+        return warn("api-server", f"{facts.server} does not tell its version", "kubectl auth can-i get /version")
+    command = "kubectl auth whoami" if answer.status == 401 else "kubectl version"
+    return fail("api-server", f"{facts.server}: {answer.why}", command)
+
+
+def pods(facts: ClusterFacts) -> Finding:
+    where = f"-n {facts.namespace}" if facts.namespace else "-A"
+    answer = facts.pods
+    if not answer.good:
+        return unread("pods", answer, f"list pods {where}")
+    found = with_sidecars(answer)
+    if not found:
+        home = f"namespace {facts.namespace}" if facts.namespace else "the cluster"
+        return fail("pods", f"no pod of {home} has the label {_ALL_LABELS.split(',')[1]}=true", labels_of(where))
+    ready = sum(pod.ready for pod in found)
+    more = " at least" if answer.cut else ""
+    homes = Counter(pod.key.namespace for pod in found)
+    told = f"{len(found)} with a sidecar{more}, {ready} ready, in {', '.join(sorted(homes)[:5])}"
+    if not ready:
+        return fail("pods", told, f"kubectl get pods {where} -l kvgauge.dev/sidecar=true")
+    return ok("pods", told)
+
+
+def labels_of(where: str) -> str:
+    """The command that shows which pods ask for a sidecar and which have one."""
+    return f"kubectl get pods {where} -L {_ALL_LABELS}"
+
+
+def sidecars(facts: ClusterFacts) -> Iterator[Finding]:
+    """What each sidecar answers through the API server. The first refusal stands for all."""
+    if not facts.sidecars:
+        yield skip("sidecars", "no ready pod with a sidecar was found")
+        return
+    refused = next((pod for pod, answer in facts.sidecars.items() if answer.refused), None)
+    if refused is not None:
+        namespace = refused.split("/")[0]
+        yield unread("sidecars", facts.sidecars[refused], f"get pods --subresource=proxy -n {namespace}")
+        return
+    good = []
+    for pod, answer in facts.sidecars.items():
+        namespace, name = pod.split("/")
+        command = f"kubectl -n {namespace} logs {name} -c kvgauge --tail=20"
+        if not answer.good:
+            told = answer.why if answer.status in (0, 503) else f"HTTP {answer.status}"
+            yield fail("sidecars", f"{pod} does not answer: {told}", command)
+            continue
+        why = _invalid(answer)
+        if why is not None:
+            yield fail("sidecars", f"{pod}: {why}", f"kubectl get --raw '{proxy_path(pod)}'")
+        else:
+            good.append(pod)
+    if good:
+        yield ok("sidecars", f"{len(good)} of {len(facts.sidecars)} asked give valid advice: {', '.join(good[:4])}")
+
+
+def _invalid(answer: Answer) -> str | None:
+    try:
+        reading = read(json.dumps(answer.document).encode(), 0.0, 0.0, math.inf)
+    except ReadingError as error:
+        return f"its answer is no advice ({error.reason})"
+    if reading.valid:
+        return None
+    said = answer.document.get("explanation")
+    why = words(said[0]) if isinstance(said, list) and said else "it does not say why"
+    return f"its advice is not valid: {why}"
+
+
+def apiservice(facts: ClusterFacts) -> Finding:
+    answer = facts.apiservice
+    command = f"kubectl describe apiservice {APISERVICE}"
+    if answer.status == 404:
+        wanted = [scaled.hpa.where for scaled in facts.scaled if any(m.kind != "External" for m in scaled.hpa.metrics)]
+        told = f"{APISERVICE} does not exist"
+        if wanted:
+            return fail("apiservice", f"{told}, and {wanted[0]} needs it", "helm get values kvgauge -n kvgauge")
+        return warn("apiservice", f"{told}; without it only KEDA can follow", "helm get values kvgauge -n kvgauge")
+    if not answer.good:
+        return unread("apiservice", answer, f"get apiservices/{APISERVICE}")
+    service = part(answer.document, "spec", "service")
+    behind = f"{words(service.get('namespace'))}/{words(service.get('name'))}"
+    available = next(
+        (each for each in conditions_of(part(answer.document, "status")) if each.type == "Available"), None
+    )
+    if available is None:
+        return fail("apiservice", f"{APISERVICE} ({behind}) has no condition Available yet", command)
+    if available.status != "True":
+        told = f"{APISERVICE} ({behind}) is {words(available.status)}: {words(available.reason)}"
+        return fail("apiservice", f"{told}: {words(available.message)}", _apiservice_command(available.reason, behind))
+    owner = text(part(answer.document, "metadata", "labels"), "app.kubernetes.io/name")
+    if owner and owner != "kvgauge":
+        return warn("apiservice", f"{APISERVICE} is available, but belongs to {words(owner)} ({behind})", command)
+    return ok("apiservice", f"{APISERVICE} is available, served by {behind}")
+
+
+def _apiservice_command(reason: str, behind: str) -> str:
+    namespace, name = behind.split("/")
+    if reason in ("ServiceNotFound", "ServicePortError"):
+        return f"kubectl -n {namespace} get service {name}"
+    if reason in ("MissingEndpoints", "EndpointsNotFound", "ServiceAccessError"):
+        return f"kubectl -n {namespace} get pods -l app.kubernetes.io/component=aggregator"
+    return f"kubectl -n {namespace} logs -l app.kubernetes.io/component=aggregator --tail=30"
+
+
+def aggregator(facts: ClusterFacts) -> Finding:
+    answer = facts.aggregators
+    if not answer.good:
+        return unread("aggregator", answer, "list pods -A")
+    where = "-A -l app.kubernetes.io/component=aggregator"
+    if not answer.items:
+        return fail("aggregator", "no pod of an aggregator is there", "helm list -A")
+    ready, names = [], []
+    for item in answer.items:
+        metadata = part(item, "metadata")
+        names.append(f"{text(metadata, 'namespace')}/{text(metadata, 'name')}")
+        states = [each.status for each in conditions_of(part(item, "status")) if each.type == "Ready"]
+        ready.append(states == ["True"])
+    told = f"{sum(ready)} of {len(ready)} pods are ready"
+    if not any(ready):
+        namespace, name = names[0].split("/")
+        return fail("aggregator", told, f"kubectl -n {namespace} describe pod {name}")
+    if not all(ready):
+        return warn("aggregator", f"{told}; not {names[ready.index(False)]}", f"kubectl get pods {where}")
+    return ok("aggregator", f"{told}: {', '.join(names[:3])}")
+
+
+def metrics(facts: ClusterFacts, wall_seconds: float) -> Iterator[Finding]:
+    """The load of each namespace's pods, read as HPA reads it."""
+    why = _unreadable(facts)
+    if why is not None:
+        yield skip("metric", why)
+        return
+    if not facts.loads:
+        yield skip("metric", "there are no pods to read it of")
+    for namespace, answer in facts.loads.items():
+        name, command = f"metric {namespace}", f"kubectl get --raw '{load_path(namespace)}'"
+        if answer.refused:
+            asked = f"get pods.custom.metrics.k8s.io --subresource={LOAD} -n {namespace}"
+            yield unread(name, answer, asked)
+        elif not answer.good:
+            yield fail(name, f"{LOAD}: {answer.why}", command)
+        elif not answer.items:
+            yield fail(name, f"{LOAD}: the answer is empty", command)
+        else:
+            yield _metric(name, answer, wall_seconds, command)
+
+
+def _metric(name: str, answer: Answer, wall_seconds: float, command: str) -> Finding:
+    ages = [age_seconds(text(item, "timestamp"), wall_seconds) for item in answer.items]
+    known = [age for age in ages if age is not None]
+    told = f"{LOAD} of {len(answer.items)} pods"
+    listed = ", ".join(
+        f"{words(part(item, 'describedObject').get('name'))} {words(item.get('value'))}" for item in answer.items[:4]
+    )
+    if not known:
+        return warn(name, f"{told}: without an age ({listed})", command)
+    if max(known) > STALE_SECONDS:
+        return warn(name, f"{told}, the oldest {since(max(known))} old ({listed})", command)
+    return ok(name, f"{told}, the oldest {since(max(known))} old: {listed}")
+
+
+def _unreadable(facts: ClusterFacts) -> str | None:
+    if facts.apiservice.status == 404:
+        return f"{APISERVICE} does not exist"
+    found = conditions_of(part(facts.apiservice.document, "status"))
+    if facts.apiservice.good and not any(each.type == "Available" and each.status == "True" for each in found):
+        return f"{APISERVICE} is not available"
+    return None

@@ -1,0 +1,129 @@
+"""Looks at what is in this pod: each source once, all bounded in time, and what came of it as facts."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from kvgauge.doctor.settings import DoctorSettings
+from kvgauge.observe.agent import DEFAULT_SPOOL, AgentSource
+from kvgauge.observe.engine import EngineSource
+from kvgauge.observe.engines.contract import Hints, Json
+from kvgauge.observe.fetching import Endpoint
+from kvgauge.observe.merging import PAGELESS
+from kvgauge.observe.model import ModelSource
+from kvgauge.observe.nvml import NvmlSource
+from kvgauge.observe.owning import Ownership
+from kvgauge.observe.records import AgentReading, EngineReading, GpuReading, ModelReading, SourceError
+from kvgauge.observe.watching import Source
+
+PROBE_SECONDS = 5.0
+_SIDECAR_TIMEOUT_SECONDS = 2.0
+
+Fact = TypeVar("Fact")
+
+
+@dataclass(frozen=True, slots=True)
+class Looked(Generic[Fact]):
+    """What one look brought: a value, or the error in its place. Neither: nobody looked."""
+
+    value: Fact | None = None
+    error: SourceError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarFacts:
+    """What a sidecar serves, page by page."""
+
+    advice: Looked[Json]
+    observation: Looked[Json]
+    metrics: Looked[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFacts:
+    """All of this pod."""
+
+    devices: Looked[tuple[GpuReading, ...]]
+    engine: Looked[EngineReading]
+    model: Looked[ModelReading]
+    agent: Looked[AgentReading]
+    sidecar: SidecarFacts
+    spool: str
+    spool_is_named: bool
+    ownership: Ownership
+
+
+def look(settings: DoctorSettings, devices: Source[tuple[GpuReading, ...]] | None = None) -> LocalFacts:
+    """All at once; the model after the engine, which may have to name it. Takes twice PROBE_SECONDS at most.
+    `devices` stands in for the driver."""
+    agent_source = AgentSource(settings.spool)
+    deadline = time.monotonic() + PROBE_SECONDS
+    driver = Look((devices or NvmlSource()).read)
+    engine_look = None if settings.engine in PAGELESS else Look(_engine(settings).read)
+    agent = Look(agent_source.read) if agent_source.is_expected else None
+    advice = Look(lambda: _sidecar(settings).get_json("/v1/advice"))
+    observation = Look(lambda: _sidecar(settings).get_json("/v1/observation"))
+    metrics = Look(lambda: _sidecar(settings).get("/metrics"))
+    engine: Looked[EngineReading] = Looked() if engine_look is None else engine_look.outcome(deadline)
+    reading = engine.value
+    path = settings.model or (reading and (reading.model_path or reading.model)) or None
+    model = Look(ModelSource(path).read) if path is not None or reading is not None else None
+    return LocalFacts(
+        devices=driver.outcome(deadline),
+        engine=engine,
+        model=Looked() if model is None else model.outcome(time.monotonic() + PROBE_SECONDS),
+        agent=Looked() if agent is None else agent.outcome(deadline),
+        sidecar=SidecarFacts(advice.outcome(deadline), observation.outcome(deadline), metrics.outcome(deadline)),
+        spool=settings.spool or DEFAULT_SPOOL,
+        spool_is_named=settings.spool is not None,
+        ownership=Ownership(settings.gpu_count, frozenset((settings.gpu_uuids or "").split(",")) - {""}),
+    )
+
+
+class Look(Generic[Fact]):
+    """One read in a thread of its own, so that what hangs is left behind."""
+
+    def __init__(self, read: Callable[[], Fact]) -> None:
+        self._read = read
+        self._looked: Looked[Fact] = Looked(error=SourceError("timeout", "no answer in time"))
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def outcome(self, deadline: float) -> Looked[Fact]:
+        """Waits until `deadline` (monotonic seconds) at most."""
+        self._thread.join(max(deadline - time.monotonic(), 0.0))
+        return self._looked
+
+    def _run(self) -> None:
+        try:
+            self._looked = Looked(self._read())
+        except SourceError as error:
+            self._looked = Looked(error=error)
+        except Exception as error:
+            # As in the sidecar: a source must not raise anything else, and if it does the rest goes on.
+            self._looked = Looked(error=SourceError("internal", f"{type(error).__name__} while reading"))
+
+
+def _engine(settings: DoctorSettings) -> EngineSource:
+    key = settings.engine_api_key
+    endpoint = Endpoint(
+        settings.engine_url,
+        timeout_seconds=min(settings.engine_timeout, PROBE_SECONDS),
+        api_key=key.get_secret_value() if key is not None else None,
+    )
+    hints = Hints(
+        capacity_tokens=settings.engine_capacity_tokens,
+        kv_dtype=settings.engine_kv_dtype,
+        max_model_len=settings.engine_max_model_len,
+        parallel=settings.engine_parallel,
+        kv_unified=settings.llamacpp_kv_unified,
+        # Records that one look takes away would be missing at the sidecar.
+        read_iteration_stats=False,
+    )
+    return EngineSource(endpoint, settings.engine, hints, settings.stalled_after)
+
+
+def _sidecar(settings: DoctorSettings) -> Endpoint:
+    return Endpoint(settings.address, timeout_seconds=_SIDECAR_TIMEOUT_SECONDS)
