@@ -238,7 +238,7 @@ def test_silence_is_unavailable_and_the_api_server_may_be_away(
     tmp_path: Path, llama: FakeApiServer, sidecars: Sidecars
 ) -> None:
     with running(tmp_path, llama, "--stale-after=2s", "--interval=200ms") as aggregator:
-        until(lambda: told(aggregator, PODS), "figures")
+        until(lambda: (found := told(aggregator, PODS)) and names(found) == ["llama-1", "llama-2"], "both pods")
         llama.away()
         # What was asked lately of the API server is remembered; what it last told is kept.
         assert names(aggregator.raw(PODS)) == ["llama-1", "llama-2"]
