@@ -7,12 +7,12 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from kvgauge.cluster.authentication import PEER_NAME
 from kvgauge.cluster.tls import Switching
@@ -43,9 +43,10 @@ class PeerProtocol(HttpToolsProtocol):
     cut off that does not tell a request or take an answer in time, that tells a long head, or that stems from a CA no
     longer trusted."""
 
-    def __init__(self, config: uvicorn.Config, state: Any, patience: Patience) -> None:
+    def __init__(self, config: uvicorn.Config, state: ServerState, patience: Patience, tls: Switching | None) -> None:
         super().__init__(config, state, {})
         self._patience = patience
+        self._listening = tls
         self._tls: ssl.SSLObject | None = None
         self._peer_name: str | None = None
         self._waiting: dict[str, asyncio.TimerHandle] = {}
@@ -103,8 +104,7 @@ class PeerProtocol(HttpToolsProtocol):
         """Whoever asks for another protocol is answered in this one, and nothing is logged that anybody can cause."""
 
     def _is_distrusted(self) -> bool:
-        listening = self.config.ssl
-        return isinstance(listening, Switching) and self._tls is not None and listening.distrusts(self._tls)
+        return self._listening is not None and self._tls is not None and self._listening.distrusts(self._tls)
 
     def _wait_for(self, what: str, seconds: float) -> None:
         if what not in self._waiting:
@@ -143,71 +143,39 @@ async def serve(
         ending,
         log_config=None,
         access_log=False,
-        lifespan="off",
         ws="none",
-        server_header=False,
-        date_header=False,
         limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=_IDLE_SECONDS,
     )
     config.load()
-    config.ssl = tls
-    server = _Server(config, patience or Patience())
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    stopped = asyncio.create_task(stop.wait())
+    state, patience = ServerState(), patience or Patience()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: PeerProtocol(config, state, patience, tls),
+        sock=listener,
+        backlog=MOST_CONNECTIONS,
+        ssl=tls,
+        ssl_handshake_timeout=None if tls is None else patience.handshake_seconds,
+        ssl_shutdown_timeout=None if tls is None else patience.farewell_seconds,
+    )
     try:
-        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await stop.wait()
     finally:
-        server.should_exit = True
-        stopped.cancel()
-        await serving
+        server.close()
+        await _drain(state)
 
 
-class _Server(uvicorn.Server):
-    """Signals are the program's."""
-
-    def __init__(self, config: uvicorn.Config, patience: Patience) -> None:
-        super().__init__(config)
-        self._patience = patience
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await self.lifespan.startup()
-        tls = self.config.ssl
-        loop = asyncio.get_running_loop()
-        self.servers = [
-            await loop.create_server(
-                self._protocol,
-                sock=listener,
-                ssl=tls,
-                ssl_handshake_timeout=None if tls is None else self._patience.handshake_seconds,
-                ssl_shutdown_timeout=None if tls is None else self._patience.farewell_seconds,
-            )
-            for listener in sockets or ()
-        ]
-        self.started = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - the servers' own
-        """Who waits for an answer gets a moment; who then still does, or does not read, is cut off."""
-        state = self.server_state
-        for server in self.servers:
-            server.close()
-        for connection in list(state.connections):
-            connection.shutdown()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                while state.connections:
-                    await asyncio.sleep(_LOOK_SECONDS)
-        for connection in list(state.connections):
-            connection.transport.abort()
-        while state.connections:
-            await asyncio.sleep(0)
-        for task in list(state.tasks):
-            task.cancel()
-        await asyncio.gather(*state.tasks)
-
-    def _protocol(self) -> PeerProtocol:
-        return PeerProtocol(self.config, self.server_state, self._patience)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+async def _drain(state: ServerState) -> None:
+    """Who waits for an answer gets a moment; who then still does, or does not read, is cut off."""
+    for connection in list(state.connections):
+        connection.shutdown()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while state.connections:
+                await asyncio.sleep(_LOOK_SECONDS)
+    for connection in list(state.connections):
+        connection.transport.abort()
+    while state.connections:
+        await asyncio.sleep(0)
+    for task in list(state.tasks):
+        task.cancel()
+    await asyncio.gather(*state.tasks)
