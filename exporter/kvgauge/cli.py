@@ -10,6 +10,8 @@ ROLES = {
     "injector": ("kvgauge.cluster.injector.command", "webhook that puts the sidecar into pods that ask for it"),
     "plan": ("kvgauge.planner", "what a model needs and what an engine makes of it, offline"),
     "simulate": ("kvgauge.simulate.command", "a load through a simulated fleet: how scaling signals compare, no GPU"),
+    "doctor": ("kvgauge.doctor", "from the driver to the autoscaler: which link is broken, what to type next"),
+    "top": ("kvgauge.top", "what one or several sidecars see, live in a terminal"),
     "demo": ("kvgauge.demo", "the sidecar on an embedded engine: no GPU, no cluster, no download"),
 }
 

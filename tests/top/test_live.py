@@ -1,0 +1,142 @@
+"""`kvgauge top` as it is met: the real sidecar on the embedded engine, and a terminal of several sizes."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.process import KVGAUGE
+from tests.support.web import Behaviour, page, serving, status
+
+from .pages import ADVICE, pages
+from .terminal import Terminal, terminal
+
+TOP = (*KVGAUGE, "top")
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[str]:
+    """The address of a sidecar that sees an engine with a load."""
+    process = subprocess.Popen([*KVGAUGE, "demo", "--port", "0"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    told = process.stderr.readline()
+    found = re.search(r"http://\S+?(?=/$|/\s)", told)
+    assert found is not None, told
+    yield found.group()
+    process.terminate()
+    process.wait(10)
+    process.stderr.close()
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def fits(shown: Terminal, lines: list[str], rows: int) -> bool:
+    return len(lines) == rows and all(len(line) <= shown.columns for line in lines)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (40, 20), (200, 50)])
+def test_one_screen_of_a_running_engine(demo: str, columns: int, rows: int) -> None:
+    with terminal([*TOP, "--url", demo], columns, rows) as shown:
+        lines = shown.until(lambda lines: any("running" in line for line in lines), "the requests")
+        assert fits(shown, lines, rows), lines
+        text = "\n".join(lines)
+        assert lines[0].startswith(demo.removeprefix("http://"))
+        assert re.search(r"\d s old", lines[0])
+        for word in ("vllm 0.19.0", "load", "kv binds", "limits", "tokens", "sources", "engine", "predicted", "actual"):
+            assert word in " ".join(text.split()), word
+        # A bar is drawn where there is room for one.
+        assert ("█" in text) is (columns >= 60)
+        assert lines[-1].startswith("q ends")
+        quiet = shown.echoes
+        shown.type(b"q")
+        assert shown.end() == 0
+        assert (quiet, shown.echoes) == (False, True)
+        # The screen as it was before comes back.
+        assert "\x1b[?1049l" in shown.output
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_too(demo: str, number: signal.Signals, code: int) -> None:
+    """SIGINT is what a shell's terminal makes of Ctrl-C."""
+    with terminal([*TOP, "--url", demo], 80, 24) as shown:
+        shown.until(lambda lines: any("running" in line for line in lines), "the requests")
+        shown.process.send_signal(number)
+        assert shown.end() == code
+        assert shown.echoes
+        assert "Traceback" not in shown.output
+
+
+def test_it_follows_the_window(demo: str) -> None:
+    with terminal([*TOP, "--url", demo], 80, 24) as shown:
+        shown.until(lambda lines: any("running" in line for line in lines), "the requests")
+        shown.resize(44, 16)
+        lines = shown.until(lambda lines: len(lines) == 16, "the smaller screen")
+        assert fits(shown, lines, 16)
+        assert "more lines" in lines[-1]
+
+
+def test_several_sidecars_and_the_choice_among_them(demo: str) -> None:
+    away = free_address()
+    with terminal([*TOP, "--url", demo, "--url", away], 80, 24) as shown:
+        lines = shown.until(lambda lines: any("running," in line for line in lines), "the first one whole")
+        assert lines[1].startswith("> " + demo.removeprefix("http://")[:22])
+        assert lines[2].strip().startswith(away.removeprefix("http://"))
+        assert "unreachable" in lines[2]
+        shown.type(b"j")
+        lines = shown.until(lambda lines: lines[2].startswith("> "), "the second one chosen")
+        assert "unreachable: GET /v1/advice: no connection (refused)" in "\n".join(lines)
+        shown.type(b"\x1b[A")
+        shown.until(lambda lines: lines[1].startswith("> "), "the first one again")
+
+
+def test_a_sidecar_that_goes_away_and_comes_back() -> None:
+    routes: dict[str, Behaviour] = pages()
+    with serving(routes) as url, terminal([*TOP, "--url", url], 80, 24) as shown:
+        shown.until(lambda lines: "valid" not in lines[0] and "old" in lines[0], "a fresh page")
+        routes["/v1/advice"] = status(503)
+        lines = shown.until(lambda lines: "STALE" in lines[0], "staleness")
+        assert "503" in lines[0]
+        # The last figures stay, marked as old.
+        assert any("21 running" in line for line in lines)
+        routes["/v1/advice"] = page(json.dumps({**ADVICE, "valid": False, "explanation": ["Nothing told."]}).encode())
+        lines = shown.until(lambda lines: "not valid" in lines[0], "invalid advice")
+        assert "Nothing told." in lines
+
+
+def once(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([*TOP, *arguments], capture_output=True, text=True, check=False, timeout=30)
+
+
+def test_one_frame_for_a_pipe(demo: str) -> None:
+    answer = once("--once", "--url", demo)
+    assert answer.returncode == 0, answer.stderr
+    assert "\x1b" not in answer.stdout
+    assert "requests" in answer.stdout
+    assert "q ends" not in answer.stdout
+    # Without a terminal nothing else makes sense.
+    assert "requests" in once("--url", demo).stdout
+
+
+def test_nobody_there_is_told_and_is_code_1() -> None:
+    answer = once("--once", "--url", free_address())
+    assert answer.returncode == 1
+    assert "unreachable" in answer.stdout
+    with serving({"/v1/advice": page(b'{"hello": 1}')}) as url:
+        answer = once("--once", "--url", url)
+    assert answer.returncode == 1
+    assert "not_a_sidecar" in answer.stdout or "404" in answer.stdout
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "http://user:pw@x", "127.0.0.1:9838"])
+def test_bad_input_is_one_line_and_code_2(url: str) -> None:
+    answer = once("--url", url)
+    assert answer.returncode == 2
+    assert len(answer.stderr.splitlines()) == 1
+    assert "--url" in answer.stderr
