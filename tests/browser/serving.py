@@ -7,9 +7,9 @@ from pathlib import Path
 
 import uvicorn
 
+from kvgauge.listening import bind
 from kvgauge.publish.app import create_app
 from kvgauge.publish.board import Board
-from kvgauge.listening import bind
 from tests.support.process import Sidecar, eventually, sidecar
 from tests.support.web import page, serving
 
