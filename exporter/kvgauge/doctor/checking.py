@@ -169,11 +169,12 @@ def agent(facts: LocalFacts) -> Finding:
         return (fail if facts.spool_is_named else warn)("agent", told, f"ls -l --full-time {facts.spool}")
     if looked.value is None:
         return ok("agent", f"none is expected: {facts.spool} is not there, so live tokens are estimated")
-    found = assign(looked.value, facts.engine.value)
+    # Whose processes these are can be told beside an engine, or where it is known that there is no page.
+    found = looked.value if facts.engine.error is not None else assign(looked.value, facts.engine.value)
     fresh = (
         f"{_many(len(found.processes), 'process', 'processes')} in {facts.spool}, {found.file_age_seconds:.1f} s old"
     )
-    if found.instance is None:
+    if found.instance is None and facts.engine.error is None:
         why = words(found.missing.get("instance") or "not told")
         return warn("agent", f"{fresh}; {why}", f"ls -l --full-time {facts.spool}")
     if found.skipped:
