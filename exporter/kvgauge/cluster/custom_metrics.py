@@ -37,8 +37,8 @@ def custom_routes(figures: Figures, authorize: Authorize) -> APIRouter:
 
     @router.get("/{version}/namespaces/{namespace}/metrics/{metric}")
     async def of_namespace(request: Request, version: str, namespace: str, metric: str) -> Response:
-        _check_version(version)
         await authorize(request, Attributes("get", CUSTOM, version, "namespaces", metric, namespace, namespace))
+        _check_version(version)
         _check_pod_metric(metric)
         value = figures.namespace(namespace, metric, selector_of(request, "metricLabelSelector"))
         return json_response(custom_values(version, metric, [value]))
@@ -47,8 +47,8 @@ def custom_routes(figures: Figures, authorize: Authorize) -> APIRouter:
     async def of_object(
         request: Request, version: str, namespace: str, resource: str, name: str, metric: str
     ) -> Response:
-        _check_version(version)
         await authorize(request, Attributes("get", CUSTOM, version, resource, metric, namespace, name))
+        _check_version(version)
         if resource == "pods":
             values = _of_pods(figures, request, namespace, name, metric)
         else:

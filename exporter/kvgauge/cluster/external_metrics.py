@@ -37,8 +37,8 @@ def external_routes(store: Store, figures: Figures, authorize: Authorize) -> API
 
     @router.get("/{version}/namespaces/{namespace}/{metric}")
     async def values(request: Request, version: str, namespace: str, metric: str) -> Response:
-        _check_version(version)
         await authorize(request, Attributes("list", EXTERNAL, version, metric, "", namespace, ""))
+        _check_version(version)
         chosen = selector_of(request, "labelSelector")
         if metric == REQUIRED_REPLICAS:
             found = _of_workloads(store, figures, namespace, chosen)

@@ -74,7 +74,8 @@ A number of replicas that was not reckoned anew for {REQUIRED_STALE_SECONDS:.0f}
 
 The API server's front proxy, by the CA and the names in `kube-system/extension-apiserver-authentication`, which is
 followed as it changes; and bearer tokens, by TokenReview. What they may read is asked by SubjectAccessReview and
-remembered for 10 s, a refusal for 2 s. Whoever sends a front proxy's headers without its certificate gets 403. Only
+remembered for 10 s, a refusal for 2 s; while the API server cannot be asked, what was allowed stays so for a minute.
+Whoever sends a front proxy's headers without its certificate gets 403. Only
 health is anonymous. HPA's own role allows it to read these groups.
 
 ## Its own page
