@@ -30,10 +30,12 @@ LATE_RATIO = 0.025
 """Share that it may see wait too long or find no room: near that point little more load makes all of them late."""
 SAFER_RATIO = 0.6
 """What may be shed must leave a fleet with so much less of either."""
-HOLD_SECONDS = 280.0
+HOLD_SECONDS = 260.0
 """For how long the smaller fleet must have been enough."""
-GROWN_SECONDS = 600.0
+GROWN_SECONDS = 540.0
 """After more pods were asked for, none is shed for so long: a start costs as much as these minutes."""
+SHED_RATIO = 0.15
+"""Share of the pods from which on shedding is worth it; by fewer the next burst would bring them back."""
 HALF_LIFE_SECONDS = 600.0
 WINDOW_SECONDS = 1800.0
 READY_SLACK_SECONDS = 30.0
@@ -266,7 +268,8 @@ def _settled(facts: FleetFacts, wishes: Sequence[Wish], needed: int, safer: int)
     if facts.silent or facts.since_growth_seconds < GROWN_SECONDS or kept[0].seconds > begin:
         return facts.replicas, kept
     highest = max(needed, *(wish.replicas for wish in kept if wish.seconds >= begin))
-    return min(facts.replicas, highest), kept
+    worth_it = facts.replicas - highest >= SHED_RATIO * facts.replicas
+    return highest if worth_it else facts.replicas, kept
 
 
 def _kept(wishes: Sequence[Wish], now_seconds: float) -> tuple[Wish, ...]:
@@ -327,6 +330,6 @@ def _words(facts: FleetFacts, seen: Arrivals, needed: int, by_backlog: int, repl
         words.append(
             f"{facts.silent} pods are silent, so none is shed."
             if facts.silent
-            else f"{replicas} are kept until fewer would have been safe for {HOLD_SECONDS / 60:.0f} minutes."
+            else f"{replicas} are kept until {SHED_RATIO:.0%} fewer would have been safe for {HOLD_SECONDS:.0f} s."
         )
     return tuple(words)
