@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -28,6 +28,8 @@ class Answer:
     status: int
     document: JsonObject
     why: str = ""
+    path: str = ""
+    """What was asked, as `kubectl get --raw` takes it; without the query."""
 
     @property
     def good(self) -> bool:
@@ -61,16 +63,19 @@ class Asker:
     async def get(self, path: str, query: Query = ()) -> Answer:
         """The JSON at a path. Never raises over what the server does."""
         async with self._room:
-            left = min(ANSWER_SECONDS, self._deadline - time.monotonic())
-            if left <= 0:
-                return Answer(0, {}, "no time was left to ask")
-            try:
-                async with asyncio.timeout(left):
-                    return await self._get(path, query)
-            except TimeoutError:
-                return Answer(0, {}, f"no answer within {left:.0f} s")
-            except TROUBLE as error:
-                return Answer(0, {}, "no connection" if isinstance(error, aiohttp.ClientError) else in_a_word(error))
+            return replace(await self._bounded(path, query), path=path)
+
+    async def _bounded(self, path: str, query: Query) -> Answer:
+        left = min(ANSWER_SECONDS, self._deadline - time.monotonic())
+        if left <= 0:
+            return Answer(0, {}, "no time was left to ask")
+        try:
+            async with asyncio.timeout(left):
+                return await self._get(path, query)
+        except TimeoutError:
+            return Answer(0, {}, f"no answer within {left:.0f} s")
+        except TROUBLE as error:
+            return Answer(0, {}, "no connection" if isinstance(error, aiohttp.ClientError) else in_a_word(error))
 
     async def _get(self, path: str, query: Query) -> Answer:
         method, url, headers, _, _ = await self._client.param_serialize(

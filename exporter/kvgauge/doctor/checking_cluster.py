@@ -3,14 +3,14 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from kvgauge.cluster.reading import ReadingError, read
 from kvgauge.doctor.asking import Answer, part, text
 from kvgauge.doctor.autoscalers import conditions_of
 from kvgauge.doctor.checking_hpas import hpas
 from kvgauge.doctor.findings import Finding, fail, ok, since, skip, warn, words
-from kvgauge.doctor.looking_around import APISERVICE, LOAD, ClusterFacts, load_path, proxy_path, with_sidecars
+from kvgauge.doctor.looking_around import APISERVICE, LOAD, ClusterFacts, with_sidecars
 from kvgauge.doctor.telling import age_seconds, unread
 
 STALE_SECONDS = 15.0
@@ -88,7 +88,7 @@ def sidecars(facts: ClusterFacts) -> Iterator[Finding]:
             continue
         why = _invalid(answer)
         if why is not None:
-            yield fail("sidecars", f"{pod}: {why}", f"kubectl get --raw '{proxy_path(pod)}'")
+            yield fail("sidecars", f"{pod}: {why}", f"kubectl get --raw '{answer.path}'")
         else:
             good.append(pod)
     if good:
@@ -174,7 +174,7 @@ def metrics(facts: ClusterFacts, wall_seconds: float) -> Iterator[Finding]:
     if not facts.loads:
         yield skip("metric", "there are no pods to read it of")
     for namespace, answer in facts.loads.items():
-        name, command = f"metric {namespace}", f"kubectl get --raw '{load_path(namespace)}'"
+        name, command = f"metric {namespace}", f"kubectl get --raw '{answer.path}'"
         if answer.refused:
             asked = f"get pods.custom.metrics.k8s.io --subresource={LOAD} -n {namespace}"
             yield unread(name, answer, asked)
@@ -183,21 +183,29 @@ def metrics(facts: ClusterFacts, wall_seconds: float) -> Iterator[Finding]:
         elif not answer.items:
             yield fail(name, f"{LOAD}: the answer is empty", command)
         else:
-            yield _metric(name, answer, wall_seconds, command)
+            ready = {pod.key.name for pod in with_sidecars(facts.pods) if pod.ready and pod.key.namespace == namespace}
+            yield _metric(name, answer, ready, wall_seconds)
 
 
-def _metric(name: str, answer: Answer, wall_seconds: float, command: str) -> Finding:
+def _metric(name: str, answer: Answer, ready: Set[str], wall_seconds: float) -> Finding:
+    """Of which pods it is told, how old, and of which ready ones it is not."""
+    values = {text(part(item, "describedObject"), "name"): words(item.get("value")) for item in answer.items}
     ages = [age_seconds(text(item, "timestamp"), wall_seconds) for item in answer.items]
     known = [age for age in ages if age is not None]
-    told = f"{LOAD} of {len(answer.items)} pods"
-    listed = ", ".join(
-        f"{words(part(item, 'describedObject').get('name'))} {words(item.get('value'))}" for item in answer.items[:4]
+    old = f"the oldest {since(max(known))} old" if known else "without an age"
+    told = f"{LOAD} of {len(values)} pods, {old}"
+    silent = sorted(ready - values.keys())
+    if silent:
+        home = name.split()[-1]
+        command = f"kubectl -n {home} logs {silent[0]} -c kvgauge --tail=20"
+        return warn(name, f"{told}; ready pods of which it is not told: {', '.join(silent[:4])}", command)
+    listed = ", ".join(f"{words(pod)} {value}" for pod, value in list(values.items())[:4])
+    stale = not known or max(known) > STALE_SECONDS
+    return (
+        warn(name, f"{told}: {listed}", f"kubectl get --raw '{answer.path}'")
+        if stale
+        else ok(name, f"{told}: {listed}")
     )
-    if not known:
-        return warn(name, f"{told}: without an age ({listed})", command)
-    if max(known) > STALE_SECONDS:
-        return warn(name, f"{told}, the oldest {since(max(known))} old ({listed})", command)
-    return ok(name, f"{told}, the oldest {since(max(known))} old: {listed}")
 
 
 def _unreadable(facts: ClusterFacts) -> str | None:

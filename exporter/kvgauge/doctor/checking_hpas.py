@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from kvgauge.cluster.records import Pod
 from kvgauge.doctor.autoscalers import Condition, Hpa
 from kvgauge.doctor.findings import Finding, fail, ok, since, skip, warn, words
-from kvgauge.doctor.looking_around import MOST_ASKED, ClusterFacts, Scaled, with_sidecars, workload_path
+from kvgauge.doctor.looking_around import MOST_ASKED, ClusterFacts, Scaled, with_sidecars
 from kvgauge.doctor.telling import age_seconds, unread
 
 _LIMITED = "TooManyReplicas"
@@ -49,8 +49,7 @@ def metrics(scaled: Scaled) -> Finding:
         resource = metric.described.resource
         if answer.refused:
             return unread(name, answer, f"get {resource} --subresource={metric.name} -n {hpa.namespace}")
-        path = workload_path(hpa.namespace, metric.described, metric.name)
-        return fail(name, f"{named}: {answer.why}", f"kubectl get --raw '{path}'")
+        return fail(name, f"{named}: {answer.why}", f"kubectl get --raw '{answer.path}'")
     return ok(name, named)
 
 

@@ -9,7 +9,7 @@ from kvgauge.cluster.names import DEFAULT_PORT, SIDECAR
 from kvgauge.cluster.projecting import pod_of
 from kvgauge.cluster.records import Pod
 from kvgauge.doctor.asking import Answer, Asker, part, text
-from kvgauge.doctor.autoscalers import Hpa, Target, hpa_of, selector_of
+from kvgauge.doctor.autoscalers import Hpa, hpa_of, selector_of
 
 APISERVICE = "v1beta2.custom.metrics.k8s.io"
 CUSTOM = "/apis/custom.metrics.k8s.io/v1beta2"
@@ -90,7 +90,7 @@ async def look_around(asker: Asker, server: str, namespace: str | None) -> Clust
     homes = sorted({pod.key.namespace for pod in found} | {hpa.namespace for hpa in following})[:MOST_ASKED]
     answers, loads, scaled = await asyncio.gather(
         asyncio.gather(*(_sidecar(asker, pod) for pod in asked)),
-        asyncio.gather(*(asker.get(load_path(home)) for home in homes)),
+        asyncio.gather(*(asker.get(f"{CUSTOM}/namespaces/{home}/pods/*/{LOAD}") for home in homes)),
         asyncio.gather(*(_scaled(asker, hpa) for hpa in following)),
     )
     return ClusterFacts(
@@ -107,24 +107,10 @@ async def look_around(asker: Asker, server: str, namespace: str | None) -> Clust
     )
 
 
-def load_path(namespace: str) -> str:
-    """Where HPA reads the load of a namespace's pods."""
-    return f"{CUSTOM}/namespaces/{namespace}/pods/*/{LOAD}"
-
-
-def workload_path(namespace: str, target: Target, metric: str) -> str:
-    return f"{CUSTOM}/namespaces/{namespace}/{target.resource}/{target.name}/{metric}"
-
-
-def proxy_path(pod: str, port: str = str(DEFAULT_PORT)) -> str:
-    """A sidecar's advice through the API server. `pod` is namespace/name."""
-    namespace, name = pod.split("/")
-    return f"/api/v1/namespaces/{namespace}/pods/http:{name}:{port}/proxy/v1/advice"
-
-
 async def _sidecar(asker: Asker, pod: Pod) -> Answer:
+    """Its advice, through the API server, since pods cannot be reached from everywhere."""
     port = (pod.address or "").rpartition(":")[2]
-    return await asker.get(proxy_path(f"{pod.key.namespace}/{pod.key.name}", port))
+    return await asker.get(f"/api/v1/namespaces/{pod.key.namespace}/pods/http:{pod.key.name}:{port}/proxy/v1/advice")
 
 
 async def _scaled(asker: Asker, hpa: Hpa) -> Scaled:
@@ -140,7 +126,8 @@ async def _scaled(asker: Asker, hpa: Hpa) -> Scaled:
         if metric.described != hpa.target:
             about = metric.described.path.format(namespace=quote(hpa.namespace, safe=""))
             described[metric.described.name] = await asker.get(about)
-        required = await asker.get(workload_path(hpa.namespace, metric.described, metric.name))
+        about = f"{metric.described.resource}/{metric.described.name}/{metric.name}"
+        required = await asker.get(f"{CUSTOM}/namespaces/{hpa.namespace}/{about}")
     selector = selector_of(target.document) if target.good else None
     pods = None
     if selector is not None:
