@@ -240,6 +240,28 @@ def test_without_pods_it_is_not_synced_until_they_are_allowed(
     assert "pods: the API server refuses them (HTTP 403)" in caplog.text
 
 
+def test_a_404_for_what_every_cluster_has_forgets_nothing(server: FakeApiServer) -> None:
+    """A gateway before the API server answers so while that is away."""
+    server.create("pods", pod("a"))
+    server.create("deployments", workload())
+
+    async def work(follows: Following, store: Store) -> None:
+        await until(lambda: follows.synced and follows.counts()["pods"].watches > 0)
+        for resource in ("pods", "deployments"):
+            server.remove_kind(resource)
+            seen = server.count("list", resource)
+            await until(lambda: server.count("list", resource) > seen + 2)  # noqa: B023
+        assert follows.ages()["pods"] is None
+        assert names(store) == {"a"}
+        assert store.workload(LLAMA) is not None
+        for resource in ("pods", "deployments"):
+            server.restore_kind(resource)
+        server.create("pods", pod("b"))
+        await until(lambda: names(store) == {"a", "b"})
+
+    check(server, work)
+
+
 def test_away_and_back(server: FakeApiServer) -> None:
     server.create("pods", pod("a"))
 

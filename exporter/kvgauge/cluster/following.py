@@ -117,7 +117,8 @@ class Following:
                 if kind.refused != error.status:
                     _say(kind, error.status, pause)
                 kind.refused = error.status
-                if error.status == _NOT_FOUND:
+                # What every cluster has is not gone: something before the API server answers.
+                if kind.optional and error.status == _NOT_FOUND:
                     kind.forget()
             await asyncio.sleep(pause)
 
