@@ -98,14 +98,19 @@ def test_several_sidecars_and_the_choice_among_them(demo: str) -> None:
 
 def test_a_sidecar_that_goes_away_and_comes_back() -> None:
     routes: dict[str, Behaviour] = pages()
-    with serving(routes) as url, terminal([*TOP, "--url", url], 80, 24) as shown:
-        shown.until(lambda lines: "valid" not in lines[0] and "old" in lines[0], "a fresh page")
+
+    def advises(**changes: object) -> None:
+        routes["/v1/advice"] = page(json.dumps({**ADVICE, **changes}).encode())
+
+    with serving(routes) as url, terminal([*TOP, "--interval", "0.1", "--url", url], 80, 24) as shown:
+        shown.until(lambda lines: lines[0].endswith("s old"), "a fresh page")
         routes["/v1/advice"] = status(503)
-        lines = shown.until(lambda lines: "STALE" in lines[0], "staleness")
-        assert "503" in lines[0]
-        # The last figures stay, marked as old.
+        lines = shown.until(lambda lines: "503" in lines[0], "trouble")
+        # The last figures stay, their age beside them.
         assert any("21 running" in line for line in lines)
-        routes["/v1/advice"] = page(json.dumps({**ADVICE, "valid": False, "explanation": ["Nothing told."]}).encode())
+        advises(age_seconds=60)
+        shown.until(lambda lines: "STALE, 6" in lines[0], "staleness")
+        advises(valid=False, explanation=["Nothing told."])
         lines = shown.until(lambda lines: "not valid" in lines[0], "invalid advice")
         assert "Nothing told." in lines
 
@@ -134,9 +139,11 @@ def test_nobody_there_is_told_and_is_code_1() -> None:
     assert "not_a_sidecar" in answer.stdout or "404" in answer.stdout
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://user:pw@x", "127.0.0.1:9838"])
-def test_bad_input_is_one_line_and_code_2(url: str) -> None:
-    answer = once("--url", url)
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--url", "ftp://x"), ("--url", "http://user:pw@x"), ("--url", "a:9838"), ("--interval", "0")]
+)
+def test_bad_input_is_one_line_and_code_2(flag: str, value: str) -> None:
+    answer = once(flag, value)
     assert answer.returncode == 2
     assert len(answer.stderr.splitlines()) == 1
-    assert "--url" in answer.stderr
+    assert flag in answer.stderr

@@ -73,7 +73,7 @@ class Asker:
             async with asyncio.timeout(left):
                 return await self._get(path, query)
         except TimeoutError:
-            return Answer(0, {}, f"no answer within {left:.0f} s")
+            return Answer(0, {}, f"no answer within {left:.2g} s")
         except TROUBLE as error:
             return Answer(0, {}, "no connection" if isinstance(error, aiohttp.ClientError) else in_a_word(error))
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _ONCE_SECONDS = 5.0
 _MOST_URLS = 64
 _FRAME_SECONDS = 0.5
+_LEAST_SECONDS, _MOST_SECONDS = 0.1, 60.0
 _DEFAULT_URL = "http://127.0.0.1:9838"
 _UP, _DOWN = (b"k", b"\x1b[A", b"\x1bOA"), (b"j", b"\x1b[B", b"\x1bOB")
 
@@ -27,14 +28,14 @@ def main(arguments: Sequence[str]) -> None:
     """Bad input ends with 2 and one line on stderr; one frame of which no sidecar answers, with 1."""
     try:
         flags = _parser().parse_args(arguments)
-        urls = _urls(flags.url)
+        urls, interval_seconds = _urls(flags.url), _interval(flags.interval)
     except InputError as error:
         fail(str(error))
     try:
         if flags.once or not (sys.stdout.isatty() and sys.stdin.isatty()):
             _print_once(urls)
         else:
-            _live(urls)
+            _live(urls, interval_seconds)
     except KeyboardInterrupt:
         return
     except BrokenPipeError:
@@ -54,14 +55,14 @@ def _print_once(urls: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _live(urls: list[str]) -> None:
+def _live(urls: list[str], interval_seconds: float) -> None:
     from rich.live import Live
     from rich.text import Text
 
     from kvgauge.top.drawing import frame
 
     screen = _console()
-    asked = [Asked(url, interval_seconds=1.0) for url in urls]
+    asked = [Asked(url, interval_seconds) for url in urls]
     for each in asked:
         each.start()
     # Ended from outside it must give the terminal back as it was, too.
@@ -73,7 +74,7 @@ def _live(urls: list[str]) -> None:
                 seen: list[Seen] = [each.seen() for each in asked]
                 # The size is asked anew for each frame: the window may have been drawn larger or smaller.
                 live.update(frame(seen, chosen, screen.width, screen.height), refresh=True)
-                key = keys.wait(_FRAME_SECONDS)
+                key = keys.wait(min(_FRAME_SECONDS, interval_seconds))
                 if key in (b"q", b"Q", b"\x03", b"\x04"):
                     return
                 chosen = min(max(chosen + (key in _DOWN) - (key in _UP), 0), len(asked) - 1)
@@ -131,6 +132,16 @@ def _urls(given: list[str] | None) -> list[str]:
     return list(dict.fromkeys(checked))
 
 
+def _interval(given: str) -> float:
+    try:
+        found = float(given.removesuffix("s"))
+    except ValueError:
+        found = 0.0
+    if not _LEAST_SECONDS <= found <= _MOST_SECONDS:
+        raise InputError(f"--interval: should be {_LEAST_SECONDS} to {_MOST_SECONDS} seconds, got {given[:40]!r}")
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="kvgauge top",
@@ -143,5 +154,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URL",
         help=f"a sidecar's address; may be given several times (default {_DEFAULT_URL})",
     )
+    parser.add_argument("--interval", default="1", metavar="S", help="seconds between two looks (default 1)")
     parser.add_argument("--once", action="store_true", help="print one frame and end; 1 when no sidecar answers")
     return parser

@@ -70,6 +70,8 @@ def _state(seen: Seen) -> Text:
     age = _span(seen.age_seconds)
     if seen.stale:
         return Text(f"  STALE, {age} old: {seen.trouble or 'it stands still'}", style="bold red")
+    if seen.trouble is not None:
+        return Text(f"  {age} old, then {seen.trouble}", style="yellow")
     if not seen.view.valid:
         return Text(f"  advice is not valid, {age} old", style="yellow")
     return Text(f"  {age} old", style="green")
