@@ -78,6 +78,25 @@ def test_every_file_of_rules_is_one_object_with_the_same_groups() -> None:
     }
 
 
+def test_runbooks_are_found_where_the_values_say() -> None:
+    base = "https://git.example.com/kvgauge/blob/main/docs/runbooks"
+    told = [
+        rule["annotations"]["runbook_url"]
+        for one in of_kind(render(merged(SWITCHES["rules"], runbooks_at(base))), "PrometheusRule")
+        for group in one["spec"]["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    ]
+    assert told
+    assert all(url.startswith(f"{base}/") and url.endswith(".md") for url in told)
+    with pytest.raises(helm_python.HelmError, match="runbookBaseUrl"):
+        render(merged(SWITCHES["rules"], runbooks_at("javascript:alert(1)")))
+
+
+def runbooks_at(base: str) -> dict[str, object]:
+    return {"monitoring": {"rules": {"runbookBaseUrl": base}}}
+
+
 def test_every_alert_has_a_severity_and_says_what_is_wrong() -> None:
     rules = [
         rule
