@@ -59,7 +59,8 @@ def test_age_is_said_first() -> None:
         age=130.0, trouble="GET /v1/advice: no connection (refused)", width=120
     )
     assert "STALE, 61 s old: it stands still" in drawn(age=61.0)
-    assert "unreachable" in frame([Seen("http://a:1", trouble="x")], 0, 80).plain
+    assert "unreachable: x" in frame([Seen("http://a:1", trouble="x")], 0, 80).plain
+    assert frame([Seen("http://a:1")], 0, 80).plain == "a:1  asked"
 
 
 def test_another_program_is_no_sidecar() -> None:

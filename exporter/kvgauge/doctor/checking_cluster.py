@@ -15,7 +15,7 @@ from kvgauge.doctor.telling import age_seconds, unread
 
 STALE_SECONDS = 15.0
 """The aggregator drops a pod's figures after 10 s; what is older was not made by it as it is set up."""
-_LINKS = ("pods", "sidecars", "apiservice", "aggregator", "metric", "hpa")
+LINKS = ("pods", "sidecars", "apiservice", "aggregator", "metric", "hpa")
 _ALL_LABELS = "kvgauge.dev/inject,kvgauge.dev/sidecar"
 
 
@@ -23,7 +23,7 @@ def check_cluster(facts: ClusterFacts, wall_seconds: float) -> list[Finding]:
     """All findings of the cluster."""
     reached = api_server(facts)
     if reached.status == "fail":
-        return [reached, *(skip(name, "the API server was not reached") for name in _LINKS)]
+        return [reached, *(skip(name, "the API server was not reached") for name in LINKS)]
     return [
         reached,
         pods(facts),

@@ -26,6 +26,7 @@ class Seen:
     age_seconds: float | None = None
     """Since it came, and its own age before that."""
     trouble: str | None = None
+    """None without a view: the first answer is awaited."""
 
     @property
     def name(self) -> str:
@@ -40,13 +41,13 @@ class Asked:
     """One sidecar, asked again and again. `clock` is monotonic seconds."""
 
     def __init__(self, url: str, interval_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._url = url
+        self.url = url
         self._interval_seconds = interval_seconds
         self._clock = clock
         self._endpoint = Endpoint(url, timeout_seconds=_TIMEOUT_SECONDS, max_body_bytes=_MOST_BYTES)
         self._view: PodView | None = None
         self._came_seconds = 0.0
-        self._trouble: str | None = "asked for the first time"
+        self._trouble: str | None = None
         self._stopping = threading.Event()
         self.first = threading.Event()
         """The first answer came, or did not."""
@@ -62,9 +63,9 @@ class Asked:
     def seen(self) -> Seen:
         view = self._view
         if view is None:
-            return Seen(self._url, trouble=self._trouble)
+            return Seen(self.url, trouble=self._trouble)
         age = self._clock() - self._came_seconds + (view.age_seconds or 0.0)
-        return Seen(self._url, view, age, self._trouble)
+        return Seen(self.url, view, age, self._trouble)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -94,4 +95,7 @@ def ask_once(urls: list[str], seconds: float) -> list[Seen]:
     for each in asked:
         each.first.wait(max(deadline - time.monotonic(), 0.0))
         each.stop()
-    return [each.seen() for each in asked]
+    return [
+        each.seen() if each.first.is_set() else Seen(each.url, trouble=f"no answer within {seconds:g} s")
+        for each in asked
+    ]

@@ -66,7 +66,9 @@ def details(seen: Seen, width: int) -> Iterator[Text]:
 def _state(seen: Seen) -> Text:
     """How fresh it is, said before anything else."""
     if seen.view is None:
-        return Text(f"  unreachable: {seen.trouble or 'no answer'}", style="bold red")
+        return (
+            Text(f"  unreachable: {seen.trouble}", style="bold red") if seen.trouble else Text("  asked", style="dim")
+        )
     age = _span(seen.age_seconds)
     if seen.stale:
         return Text(f"  STALE, {age} old: {seen.trouble or 'it stands still'}", style="bold red")
@@ -161,7 +163,7 @@ def _row(seen: Seen, chosen: bool, width: int) -> Text:
     narrow = width < NARROW
     head = f"{mark}{seen.name[:18]:18}" if narrow else f"{mark}{seen.name[:22]:22}"
     if view is None:
-        return Text(f"{head} unreachable", style=style)
+        return Text(f"{head} {'unreachable' if seen.trouble else 'asked'}", style=style)
     age = _span(seen.age_seconds)
     ratio = _UNKNOWN if view.load_ratio is None else f"{view.load_ratio:.2f}"
     if narrow:
