@@ -4,11 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvgauge.doctor import checking
-from kvgauge.doctor.autoscalers import KNOWN, NamedMetric, hpa_of, selector_of
+from kvgauge.doctor import checking, checking_hpas
+from kvgauge.doctor.asking import Answer
+from kvgauge.doctor.autoscalers import KNOWN, Hpa, NamedMetric, Target, hpa_of, selector_of
 from kvgauge.doctor.checking import Here
 from kvgauge.doctor.findings import since, words
 from kvgauge.doctor.looking import LocalFacts, Looked, SidecarFacts
+from kvgauge.doctor.looking_around import Scaled
 from kvgauge.observe.owning import Ownership
 from kvgauge.observe.records import GpuReading, SourceError
 
@@ -123,6 +125,14 @@ def test_words_fit_a_line(text: str) -> None:
     shown = words(text)
     assert len(shown) <= 300
     assert shown.isprintable()
+
+
+def test_a_command_holds_no_other() -> None:
+    """A name that an object's maker chose is one word, whatever is in it."""
+    target = Target("apps", "Deployment", "x; reboot #")
+    scaled = Scaled(Hpa("llm", "a", target, (NamedMetric("Pods", KNOWN[0]),), ()), Answer(403, {}, "no"))
+    assert checking_hpas.target(scaled).next == "kubectl auth can-i get 'deployments.apps/x; reboot #' -n llm"
+    assert target.path("llm").endswith("/deployments/x%3B%20reboot%20%23")
 
 
 def test_ages() -> None:

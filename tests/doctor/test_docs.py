@@ -5,7 +5,6 @@ from pathlib import Path
 
 from kvgauge.doctor import checking, checking_cluster
 from kvgauge.doctor.checking import Here
-from kvgauge.doctor.looking_around import ClusterFacts
 
 from .test_checking import facts
 
@@ -21,4 +20,3 @@ def test_the_checks_of_a_pod_are_those_of_the_page() -> None:
 def test_the_checks_of_a_cluster_are_those_of_the_page() -> None:
     assert [name.split()[0] for name in NAMED[10:16]] == ["api-server", *checking_cluster.LINKS[:5]]
     assert [name.rpartition(" ")[2] for name in NAMED[16:]] == ["metric", "target", "pods", "conditions"]
-    assert ClusterFacts.__doc__

@@ -18,8 +18,9 @@ from kvgauge.simulate.serving import EmbeddedEngine
 from tests.support.process import KVGAUGE, Sidecar, eventually, sidecar
 from tests.support.spool import process, write
 from tests.support.web import page, serving, silent, status
+from tests.top.terminal import plain, terminal
 
-from .running import doctor, run
+from .running import DOCTOR, doctor, run
 
 VLLM = (Path(__file__).parents[1] / "captures/vllm/0.32.0/smallcache_under_pressure.prom").read_bytes()
 
@@ -76,6 +77,19 @@ def test_lines_for_people(pod: Pod) -> None:
     # Each complaint stands above its command.
     complaints = answer.stdout.count("\nwarn ") + answer.stdout.startswith("warn ")
     assert answer.stdout.count("next: ") == complaints
+
+
+def test_colours_on_a_terminal_only(pod: Pod) -> None:
+    command = [*DOCTOR, "--local", *pod.flags]
+    with terminal(command, 60, 24) as shown:
+        assert shown.end() == 0
+        assert "\x1b[" in shown.output
+        said = plain(shown.output)
+    # Lines are left to the terminal to break, so that a command is copied whole.
+    assert any(line.startswith("ok    advice") and "binding" in line for line in said), said
+    with terminal(command, 60, 24, {"NO_COLOR": "1"}) as shown:
+        shown.end()
+        assert "\x1b[3" not in shown.output
 
 
 def test_an_engine_that_is_down(pod: Pod) -> None:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from kvgauge.cluster.decoding import JsonObject
 from kvgauge.cluster.names import POD_METRICS, REQUIRED_REPLICAS
@@ -27,10 +28,14 @@ class Target:
     name: str
 
     @property
-    def path(self) -> str | None:
-        """Version and resource of the API; None for a kind that is not known here."""
-        found = _RESOURCES.get((self.group, self.kind))
-        return None if found is None else f"/apis/{found[0]}/namespaces/{{namespace}}/{found[1]}/{self.name}"
+    def known(self) -> bool:
+        """Whether it is of a kind that kvgauge knows."""
+        return (self.group, self.kind) in _RESOURCES
+
+    def path(self, namespace: str) -> str:
+        """Where the API server has it, if it is known."""
+        version, resource = _RESOURCES[self.group, self.kind]
+        return f"/apis/{version}/namespaces/{quote(namespace, safe='')}/{resource}/{quote(self.name, safe='')}"
 
     @property
     def resource(self) -> str:
@@ -70,7 +75,7 @@ class NamedMetric:
         of_what = self.described.kind if self.described else ""
         if self.kind == "Object" and not of_a_workload and of_what not in ("Namespace", "Pod"):
             return f"{self.name} is of pods: type Pods, not Object of a {of_what or 'thing without a kind'}"
-        if self.kind == "Object" and of_a_workload and (self.described is None or self.described.path is None):
+        if self.kind == "Object" and of_a_workload and (self.described is None or not self.described.known):
             return f"{self.name} is of Deployments, StatefulSets and LeaderWorkerSets, not of a {of_what or 'thing'}"
         return None
 

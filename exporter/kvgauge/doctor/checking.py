@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from kvgauge import __version__
-from kvgauge.doctor.findings import Finding, fail, ok, skip, warn, words
+from kvgauge.doctor.findings import Finding, fail, ok, skip, typed, warn, words
 from kvgauge.doctor.looking import LocalFacts, Looked
 from kvgauge.doctor.settings import DoctorSettings
 from kvgauge.observe.engines.contract import Json
@@ -79,7 +79,7 @@ def gpu_view(facts: LocalFacts, here: Here) -> Finding:
         return skip("gpu", "the driver was not read")
     mine, why_not = owned(gpus, facts.agent.value, facts.ownership)
     if why_not is not None:
-        return fail("gpu", why_not, "kvgauge doctor --gpu-uuids " + ",".join(words(gpu.uuid) for gpu in gpus))
+        return fail("gpu", why_not, "kvgauge doctor --gpu-uuids " + typed(",".join(gpu.uuid for gpu in gpus)))
     for gpu in mine:
         if gpu.used_bytes is None or gpu.total_bytes is None:
             why = words(gpu.missing.get("used_bytes") or gpu.missing.get("total_bytes") or "not told")
@@ -158,7 +158,7 @@ def model(facts: LocalFacts) -> Finding:
     told = f"{about.model_type}, {about.num_layers} layers, {about.dtype}, from {words(found.path)}"
     if found.weights is None:
         why = words(found.missing.get("weights") or "not told")
-        return warn("model", f"{told}; its weights are not known: {why}", f"ls -l '{words(found.path)}'")
+        return warn("model", f"{told}; its weights are not known: {why}", f"ls -l {typed(found.path)}")
     return ok("model", f"{told}; weights of {found.weights.total_bytes / _GIB:.1f} GiB")
 
 
@@ -166,7 +166,7 @@ def agent(facts: LocalFacts) -> Finding:
     looked = facts.agent
     if looked.error is not None:
         told = f"{facts.spool}: {words(looked.error.message)} ({looked.error.reason})"
-        return (fail if facts.spool_is_named else warn)("agent", told, f"ls -l --full-time {facts.spool}")
+        return (fail if facts.spool_is_named else warn)("agent", told, f"ls -l --full-time {typed(facts.spool)}")
     if looked.value is None:
         return ok("agent", f"none is expected: {facts.spool} is not there, so live tokens are estimated")
     # Whose processes these are can be told beside an engine, or where it is known that there is no page.
@@ -176,10 +176,10 @@ def agent(facts: LocalFacts) -> Finding:
     )
     if found.instance is None and facts.engine.error is None:
         why = words(found.missing.get("instance") or "not told")
-        return warn("agent", f"{fresh}; {why}", f"ls -l --full-time {facts.spool}")
+        return warn("agent", f"{fresh}; {why}", f"ls -l --full-time {typed(facts.spool)}")
     if found.skipped:
         left_out = ", ".join(f"{number} {reason}" for reason, number in sorted(found.skipped.items()))
-        return warn("agent", f"{fresh}; left out: {left_out}", f"ls -l --full-time {facts.spool}")
+        return warn("agent", f"{fresh}; left out: {left_out}", f"ls -l --full-time {typed(facts.spool)}")
     return ok("agent", fresh)
 
 

@@ -9,7 +9,7 @@ from kvgauge.cluster.reading import ReadingError, read
 from kvgauge.doctor.asking import Answer, part, text
 from kvgauge.doctor.autoscalers import conditions_of
 from kvgauge.doctor.checking_hpas import hpas
-from kvgauge.doctor.findings import Finding, fail, ok, since, skip, warn, words
+from kvgauge.doctor.findings import Finding, fail, ok, since, skip, typed, warn, words
 from kvgauge.doctor.looking_around import APISERVICE, LOAD, ClusterFacts, with_sidecars
 from kvgauge.doctor.telling import age_seconds, unread
 
@@ -88,7 +88,7 @@ def sidecars(facts: ClusterFacts) -> Iterator[Finding]:
             continue
         why = _invalid(answer)
         if why is not None:
-            yield fail("sidecars", f"{pod}: {why}", f"kubectl get --raw '{answer.path}'")
+            yield fail("sidecars", f"{pod}: {why}", f"kubectl get --raw {typed(answer.path)}")
         else:
             good.append(pod)
     if good:
@@ -174,7 +174,7 @@ def metrics(facts: ClusterFacts, wall_seconds: float) -> Iterator[Finding]:
     if not facts.loads:
         yield skip("metric", "there are no pods to read it of")
     for namespace, answer in facts.loads.items():
-        name, command = f"metric {namespace}", f"kubectl get --raw '{answer.path}'"
+        name, command = f"metric {namespace}", f"kubectl get --raw {typed(answer.path)}"
         if answer.refused:
             asked = f"get pods.custom.metrics.k8s.io --subresource={LOAD} -n {namespace}"
             yield unread(name, answer, asked)
@@ -202,7 +202,7 @@ def _metric(name: str, answer: Answer, ready: Set[str], wall_seconds: float) -> 
     listed = ", ".join(f"{words(pod)} {value}" for pod, value in list(values.items())[:4])
     stale = not known or max(known) > STALE_SECONDS
     return (
-        warn(name, f"{told}: {listed}", f"kubectl get --raw '{answer.path}'")
+        warn(name, f"{told}: {listed}", f"kubectl get --raw {typed(answer.path)}")
         if stale
         else ok(name, f"{told}: {listed}")
     )

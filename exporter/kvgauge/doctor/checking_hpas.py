@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from kvgauge.cluster.records import Pod
 from kvgauge.doctor.autoscalers import Condition, Hpa
-from kvgauge.doctor.findings import Finding, fail, ok, since, skip, warn, words
+from kvgauge.doctor.findings import Finding, fail, ok, since, skip, typed, warn, words
 from kvgauge.doctor.looking_around import MOST_ASKED, ClusterFacts, Scaled, with_sidecars
 from kvgauge.doctor.telling import age_seconds, unread
 
@@ -49,7 +49,7 @@ def metrics(scaled: Scaled) -> Finding:
         resource = metric.described.resource
         if answer.refused:
             return unread(name, answer, f"get {resource} --subresource={metric.name} -n {hpa.namespace}")
-        return fail(name, f"{named}: {answer.why}", f"kubectl get --raw '{answer.path}'")
+        return fail(name, f"{named}: {answer.why}", f"kubectl get --raw {typed(answer.path)}")
     return ok(name, named)
 
 
@@ -60,9 +60,9 @@ def target(scaled: Scaled) -> Finding:
         return skip(name, f"{about} is of a kind that is not looked at")
     resource = hpa.target.resource
     if answer.status == 404:
-        return fail(name, f"{about} does not exist", f"kubectl -n {hpa.namespace} get {resource}")
+        return fail(name, f"{about} does not exist", f"kubectl -n {hpa.namespace} get {typed(resource)}")
     if not answer.good:
-        return unread(name, answer, f"get {resource}/{hpa.target.name} -n {hpa.namespace}")
+        return unread(name, answer, f"get {typed(f'{resource}/{hpa.target.name}')} -n {hpa.namespace}")
     return ok(name, f"{about} exists")
 
 
@@ -74,7 +74,9 @@ def pods(scaled: Scaled) -> Finding:
     if scaled.pods is None:
         return skip(name, "its target states no selector")
     selector = words(scaled.selector)
-    command = f"kubectl -n {hpa.namespace} get pods -l '{selector}' -L kvgauge.dev/inject,kvgauge.dev/sidecar"
+    command = (
+        f"kubectl -n {hpa.namespace} get pods -l {typed(scaled.selector)} -L kvgauge.dev/inject,kvgauge.dev/sidecar"
+    )
     if not scaled.pods.good:
         return unread(name, scaled.pods, f"list pods -n {hpa.namespace}")
     total, carrying = len(scaled.pods.items), with_sidecars(scaled.pods)

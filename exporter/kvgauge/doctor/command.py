@@ -4,18 +4,19 @@ import asyncio
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Sequence
 
 from kvgauge.complaints import InputError, fail
 from kvgauge.doctor.checking import Here, check
 from kvgauge.doctor.findings import Finding, skip, warn, words
-from kvgauge.doctor.looking import look
+from kvgauge.doctor.findings import fail as broken
+from kvgauge.doctor.looking import Look, Looked, look
 from kvgauge.doctor.settings import DoctorSettings, load, started_with, to_toml
 from kvgauge.observe.records import GpuReading
 from kvgauge.observe.watching import Source
 
+_ALL_SECONDS = 20.0
 _INSTALL = "pip install 'kvgauge[cluster]'"
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
@@ -44,18 +45,17 @@ def main(arguments: Sequence[str]) -> None:
 def examine(settings: DoctorSettings, devices: Source[tuple[GpuReading, ...]] | None = None) -> list[Finding]:
     """All findings, this pod's first. Both scopes at a time, some 20 s at most. Raises InputError. `devices` stands in
     for the driver."""
-    here: list[Finding] = []
-
-    def this_pod() -> None:
-        here.extend(check(look(settings, devices), Here.of(settings)))
-
-    local = threading.Thread(target=this_pod, daemon=True)
-    if settings.looks_here:
-        local.start()
+    deadline = time.monotonic() + _ALL_SECONDS
+    local = Look(lambda: check(look(settings, devices), Here.of(settings))) if settings.looks_here else None
     around = _cluster(settings)
-    if settings.looks_here:
-        local.join()
-    return here + around
+    return ([] if local is None else _whole("pod", local.outcome(deadline))) + around
+
+
+def _whole(check_name: str, looked: Looked[list[Finding]]) -> list[Finding]:
+    """A fault of the doctor's own is a line like any other, and the other half is told all the same."""
+    if looked.error is not None:
+        return [broken(check_name, f"the doctor itself failed: {looked.error.message}", "kvgauge --version")]
+    return looked.value or []
 
 
 def _cluster(settings: DoctorSettings) -> list[Finding]:
@@ -69,7 +69,12 @@ def _cluster(settings: DoctorSettings) -> list[Finding]:
         return [warn("cluster", f"the extra `cluster` is not installed ({words(error.name)} is missing)", _INSTALL)]
     if not settings.must_look_at_cluster and not around.is_near():
         return [skip("cluster", "no kubeconfig and no service account here; --cluster or --kubeconfig asks for it")]
-    return asyncio.run(around.examine(settings.kubeconfig, settings.namespace, time.time()))
+    try:
+        return asyncio.run(around.examine(settings.kubeconfig, settings.namespace, time.time()))
+    except InputError:
+        raise
+    except Exception as error:
+        return [broken("cluster", f"the doctor itself failed: {type(error).__name__}", "kvgauge --version")]
 
 
 def show(found: Sequence[Finding], *, as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """What the doctor says of one thing, and the words that it takes from others."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -43,6 +44,11 @@ def words(text: object) -> str:
     plain = " ".join(str(text).split()) if isinstance(text, str) else ""
     shown = "".join(letter if letter.isprintable() else "?" for letter in plain[: _MOST_CHARACTERS + 1])
     return shown if len(shown) <= _MOST_CHARACTERS else shown[: _MOST_CHARACTERS - 3] + "..."
+
+
+def typed(text: object) -> str:
+    """What another side said, as one word of a command: a name may hold what a shell would run."""
+    return shlex.quote(words(text))
 
 
 def since(seconds: float | None) -> str:

@@ -114,19 +114,17 @@ async def _sidecar(asker: Asker, pod: Pod) -> Answer:
 
 
 async def _scaled(asker: Asker, hpa: Hpa) -> Scaled:
-    path = hpa.target.path
-    if path is None:
+    if not hpa.target.known:
         return Scaled(hpa)
-    target = await asker.get(path.format(namespace=quote(hpa.namespace, safe="")))
+    target = await asker.get(hpa.target.path(hpa.namespace))
     described: dict[str, Answer] = {}
     required = None
     for metric in hpa.metrics:
-        if metric.fault or metric.described is None or metric.described.path is None:
+        if metric.fault or metric.described is None or not metric.described.known:
             continue
         if metric.described != hpa.target:
-            about = metric.described.path.format(namespace=quote(hpa.namespace, safe=""))
-            described[metric.described.name] = await asker.get(about)
-        about = f"{metric.described.resource}/{metric.described.name}/{metric.name}"
+            described[metric.described.name] = await asker.get(metric.described.path(hpa.namespace))
+        about = f"{metric.described.resource}/{quote(metric.described.name, safe='')}/{metric.name}"
         required = await asker.get(f"{CUSTOM}/namespaces/{hpa.namespace}/{about}")
     selector = selector_of(target.document) if target.good else None
     pods = None
