@@ -35,6 +35,9 @@ def test_a_frame() -> None:
     assert "50.0k active, 25.0k reclaimable, 25.0k free of 100.0k tokens" in text
     assert "in 2 min at this trend" in text
     assert "agent DOWN (stale)" in text
+    endless = {**ADVICE, "kv_exhaustion_seconds": None}
+    assert "full      not known" in drawn(endless)
+    assert "full      not heading there" in drawn({**endless, "terms": {"trend_tokens_per_second": -3.5}})
     assert "off by +20.0%" in text
     assert "block_tail 1.0 GiB" in text
     assert "Memory grows." in text

@@ -137,8 +137,7 @@ def _waste(view: PodView) -> str:
 def _exhaustion(view: PodView) -> str:
     if view.kv_exhaustion_seconds is not None:
         return f"in {_span(view.kv_exhaustion_seconds)} at this trend"
-    # The answer has no number for both cases; the explanation says which it is.
-    return "no time known, or not heading there" if view.valid else "not known"
+    return "not heading there" if view.trend_known else "not known"
 
 
 def _sources(view: PodView, width: int) -> Iterator[Text]:

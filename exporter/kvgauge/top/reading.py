@@ -70,6 +70,8 @@ class PodView:
     load_ratio: float | None
     kv_usage_ratio: float | None
     kv_exhaustion_seconds: float | None
+    trend_known: bool
+    """Then no time to exhaustion means that it is not heading there."""
     running: float | None
     waiting: float | None
     age_seconds: float | None
@@ -100,6 +102,7 @@ def pod_view(advice: _Object, assessment: _Object, observation: _Object) -> PodV
         load_ratio=_figure(advice, "load_ratio"),
         kv_usage_ratio=_figure(advice, "kv_usage_ratio"),
         kv_exhaustion_seconds=_figure(advice, "kv_exhaustion_seconds"),
+        trend_known=isinstance(_part(advice, "terms").get("trend_tokens_per_second"), int | float),
         running=_figure(advice, "running"),
         waiting=_figure(advice, "waiting"),
         age_seconds=_figure(advice, "age_seconds"),
