@@ -1,4 +1,4 @@
-"""Runs `kvgauge doctor` as a process, and finds lines in what it says."""
+"""Runs `kvgauge doctor`, as a process or not, and finds lines in what it says."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kvgauge.doctor.command import examine
+from kvgauge.doctor.settings import load
 from tests.support.process import KVGAUGE
 
 DOCTOR = (*KVGAUGE, "doctor")
@@ -25,7 +27,6 @@ class Told:
 
     code: int
     lines: dict[str, Line]
-    stderr: str
 
     def __getitem__(self, check: str) -> Line:
         return self.lines[check]
@@ -44,10 +45,15 @@ def run(*arguments: str, environ: Mapping[str, str] | None = None) -> "subproces
 
 
 def doctor(*arguments: str, environ: Mapping[str, str] | None = None) -> Told:
-    """With --json. Every complaint has its command, and the code follows from the lines."""
-    answer = run("--json", *arguments, environ=environ)
-    listed = json.loads(answer.stdout)
-    lines = [Line(**each) for each in listed]
+    """What is found; by a process of its own where its surroundings matter. Every complaint has its command."""
+    if environ is None:
+        settings, _, _ = load(arguments, {})
+        lines = [Line(each.check, each.status, each.found, each.next) for each in examine(settings)]
+        code = int(any(line.status == "fail" for line in lines))
+    else:
+        answer = run("--json", *arguments, environ=environ)
+        lines = [Line(**each) for each in json.loads(answer.stdout)]
+        code = answer.returncode
+        assert code == int(any(line.status == "fail" for line in lines)), answer.stderr
     assert all(line.next for line in lines if line.status in ("warn", "fail")), lines
-    assert answer.returncode == int(any(line.status == "fail" for line in lines)), answer.stderr
-    return Told(answer.returncode, {line.check: line for line in lines}, answer.stderr)
+    return Told(code, {line.check: line for line in lines})

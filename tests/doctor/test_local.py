@@ -171,7 +171,7 @@ def test_a_spool(pod: Pod, tmp_path: Path) -> None:
 
 
 def test_a_sidecar_that_is_down(pod: Pod) -> None:
-    told = doctor("--local", "--engine-url", pod.engine_url, "--sidecar-url", free_address())
+    told = doctor("--local", "--engine-url", pod.engine_url, "--sidecar-url", free_address(), environ={})
     assert told.code == 1
     names = ("sidecar", "page", "sources", "advice")
     assert [told[name].status for name in names] == ["fail", "skip", "skip", "skip"]
