@@ -1,0 +1,188 @@
+"""Every query of every dashboard on a real Prometheus that scrapes a real sidecar beside the embedded engine."""
+
+import http.server
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+
+from tests.dashboards.boards import NAMES, filled, load, metrics, queries
+from tests.support.process import eventually
+
+pytestmark = pytest.mark.prometheus
+
+PROMETHEUS = shutil.which("prometheus")
+VALUES = {
+    "namespace": "a",
+    "pod": "p",
+    "model": ".*",
+    "gpu_price": "2.5",
+    "tokens": "4000",
+    "requests": "100",
+    "__rate_interval": "8s",
+}
+NOT_HERE = {
+    "kvgauge_allocator_bytes": "no agent in the engine",
+    "kvgauge_allocator_fragmentation_ratio": "no agent in the engine",
+    "kvgauge_memory_calibrated_bytes": "an engine is learned once it has run steadily for longer than this test",
+    "kvgauge_memory_drift_bytes": "drift is looked for from two minutes on",
+    "kvgauge_source_errors_total": "nothing fails here",
+}
+AGGREGATOR = b"""kvgauge_required_replicas{namespace="a",kind="Deployment",workload="w"} 2
+kvgauge_workload_replicas{namespace="a",kind="Deployment",workload="w"} 3
+kvgauge_pods{namespace="a",kind="Deployment",workload="w",state="telling"} 2
+kvgauge_pods{namespace="a",kind="Deployment",workload="w",state="silent"} 1
+kvgauge_signal_age_seconds{namespace="a",kind="Deployment",workload="w"} 0.4
+"""
+
+
+class _AggregatorLike(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain; version=0.0.4")
+        self.end_headers()
+        self.wfile.write(AGGREGATOR)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
+        pass
+
+
+class Prometheus:
+    """Asks a Prometheus."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def get(self, path: str, **query: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(query)}", timeout=5) as answer:
+            return json.load(answer)["data"]
+
+    def ask(self, expr: str) -> list[Any]:
+        found: list[Any] = self.get("/api/v1/query", query=expr)["result"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    if PROMETHEUS is None:
+        pytest.skip("there is no prometheus")
+    folder = tmp_path_factory.mktemp("prometheus")
+    with ExitStack() as stack:
+        sidecar, page, own = _free(), stack.enter_context(_aggregator_like()), _free()
+        demo = [sys.executable, "-m", "kvgauge", "demo", "--port", str(sidecar)]
+        stack.enter_context(_running(demo))
+        (folder / "prometheus.yml").write_text(_config(sidecar, page))
+        storage = f"--storage.tsdb.path={folder / 'data'}"
+        address = f"--web.listen-address=127.0.0.1:{own}"
+        stack.enter_context(
+            _running([PROMETHEUS, f"--config.file={folder / 'prometheus.yml'}", storage, address, "--log.level=error"])
+        )
+        asked = Prometheus(f"http://127.0.0.1:{own}")
+        needed = {metric for name in NAMES for _, expr in queries(name) for metric in metrics(expr)} - NOT_HERE.keys()
+        eventually(lambda: needed <= _known(asked), 45, "every series the dashboards ask for")
+        rate = 'rate(kvgauge_preemptions_total{pod="p"}[8s])'
+        eventually(lambda: bool(asked.ask(rate)), 10, "a second scrape")
+        yield asked
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_query_is_answered_with_data(prometheus: Prometheus, name: str) -> None:
+    empty = []
+    for title, expr in queries(name):
+        asked = filled(expr, VALUES)
+        found = prometheus.ask(asked)
+        if not found and not metrics(expr) & NOT_HERE.keys():
+            empty.append((title, asked))
+    assert not empty
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variable_finds_values(prometheus: Prometheus, name: str) -> None:
+    for variable in load(name)["templating"]["list"]:
+        if variable["type"] != "query":
+            continue
+        found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+        assert found, variable
+        selector, label = filled(found[1], VALUES), found[2]
+        assert prometheus.get(f"/api/v1/label/{label}/values", **{"match[]": selector}), variable["name"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pod_that_is_not_there_has_no_data(prometheus: Prometheus, name: str) -> None:
+    nowhere = {**VALUES, "namespace": "none", "pod": "none"}
+    for title, expr in queries(name):
+        assert prometheus.ask(filled(expr, nowhere)) == [], title
+
+
+def test_waste_in_gpus_is_a_small_part_of_one(prometheus: Prometheus) -> None:
+    expr = dict(queries("fleet"))["Memory wasted, in GPUs"]
+    assert 0 < float(prometheus.ask(filled(expr, VALUES))[0]["value"][1]) < 0.2
+
+
+def test_gpus_of_pods_not_required(prometheus: Prometheus) -> None:
+    of = dict(queries("fleet"))
+    assert float(prometheus.ask(filled(of["GPUs of pods not required"], VALUES))[0]["value"][1]) == 1
+    assert float(prometheus.ask(filled(of["Pods not required, money a month"], VALUES))[0]["value"][1]) == 2.5 * 730
+
+
+def test_pods_for_so_many_requests(prometheus: Prometheus) -> None:
+    expr = dict(queries("capacity"))["Pods for so many requests"]
+    # The embedded pool has 476,016 slots: 119 requests of 4,000 tokens.
+    assert float(prometheus.ask(filled(expr, VALUES))[0]["value"][1]) == 1
+    assert float(prometheus.ask(filled(expr, {**VALUES, "requests": "120"}))[0]["value"][1]) == 2
+
+
+def _known(asked: Prometheus) -> set[str]:
+    try:
+        return set(asked.get("/api/v1/label/__name__/values"))
+    except OSError:
+        return set()
+
+
+def _config(sidecar: int, page: int) -> str:
+    target = {"targets": [f"127.0.0.1:{sidecar}"], "labels": {"namespace": "a", "pod": "p"}}
+    jobs = [
+        {"job_name": "kvgauge", "static_configs": [target]},
+        {"job_name": "aggregator", "honor_labels": True, "static_configs": [{"targets": [f"127.0.0.1:{page}"]}]},
+    ]
+    return json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs})
+
+
+@contextmanager
+def _aggregator_like() -> Iterator[int]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _AggregatorLike)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def _running(command: list[str]) -> Iterator[None]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _free() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
