@@ -25,6 +25,15 @@ _LENGTHS = f"avg by ({_POD}, stat) ({_PROMPT} + ignoring (part) {_OUTPUT})"
 _FIT = f"{_POOL} / on ({_POD}) group_right () ({_LENGTHS} + on ({_POD}) group_left () {_STATE})"
 _MEAN = f'avg by ({_POD}) (kvgauge_request_tokens{{{MODELS},part="prompt",stat="mean"}} + ignoring (part) {_OUTPUT})'
 _FIT_MEAN = f"({_POOL} / on ({_POD}) ({_MEAN} + on ({_POD}) {_STATE}))"
+# Of a model's mean pod: means first, since a join of a pod's series at each point of a week takes a second.
+_MEAN_STATE = (
+    f"avg by (model) (kvgauge_kv_state_bytes_per_request{{{MODELS}}})"
+    f" / avg by (model) (kvgauge_kv_bytes_per_token{{{MODELS}}})"
+)
+_MEAN_LENGTHS = f"(avg by (model, stat) ({_PROMPT}) + avg by (model, stat) ({_OUTPUT}))"
+_FIT_OF_MODEL = (
+    f"avg by (model) ({_POOL}) / on (model) group_right () ({_MEAN_LENGTHS} + on (model) group_left () ({_MEAN_STATE}))"
+)
 _FIT_ASKED = f"{_POOL} / on ({_POD}) ($tokens + {_STATE})"
 
 
@@ -113,11 +122,11 @@ def _lengths() -> list[Panel]:
         lines(
             About(
                 "What fits, by length",
-                "Requests that fit in a pod if all had that length, averaged over the pods; and safe concurrency.",
+                "Requests that fit in the mean pod if all had that length; and the mean safe concurrency.",
                 "short",
                 "requests-cannot-fit",
             ),
-            Query(f"avg by (model, stat) ({_FIT})", "all of {{stat}} {{model}}"),
+            Query(_FIT_OF_MODEL, "all of {{stat}} {{model}}"),
             Query(f"avg by (model) (sum by ({_POD}) (kvgauge_safe_concurrency{{{MODELS}}}))", "safe {{model}}"),
             Query(
                 f'avg by (model) (sum by ({_POD}) (kvgauge_concurrency_limit{{{MODELS},limit="kv_worst_case"}}))',
