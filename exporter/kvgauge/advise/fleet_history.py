@@ -4,11 +4,13 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from kvgauge.advise.arrivals import BIN_SECONDS
 from kvgauge.advise.demand import Demand
 from kvgauge.advise.fleet import WINDOW_SECONDS, FleetFacts
 from kvgauge.advise.pooling import pooled
+from kvgauge.advise.served import Served
 
 SILENT_SECONDS = 15.0
 """A ready pod that has told nothing for so long is silent."""
@@ -37,6 +39,35 @@ class PodReport:
     """Those of them that took longer for it than promised."""
     waiting: int = 0
     load_ratio: float | None = None
+
+
+class Told(Protocol):
+    """What a sidecar told, wherever it is kept."""
+
+    @property
+    def demand(self) -> Demand | None: ...
+    @property
+    def served(self) -> Served | None: ...
+    @property
+    def waiting(self) -> int | None: ...
+    @property
+    def load_ratio(self) -> float | None: ...
+
+
+def report_of(name: str, ready: bool, read_seconds: float | None, told: Told) -> PodReport:
+    """The report of a pod whose sidecar told that, at `read_seconds`."""
+    served = told.served
+    return PodReport(
+        name,
+        ready,
+        read_seconds,
+        demand=told.demand,
+        arrived_total=served.arrived_total if served is not None else None,
+        judged_total=served.judged_total if served is not None else None,
+        slow_total=served.slow_total if served is not None else None,
+        waiting=told.waiting or 0,
+        load_ratio=told.load_ratio,
+    )
 
 
 @dataclass(slots=True)

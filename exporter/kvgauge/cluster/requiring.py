@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kvgauge.advise.fleet import Wish, advise_fleet
-from kvgauge.advise.fleet_history import FleetHistory, PodReport
+from kvgauge.advise.fleet_history import FleetHistory, PodReport, report_of
 from kvgauge.cluster.records import PodState, Required, Workload, WorkloadKey
 from kvgauge.cluster.store import Store
 from kvgauge.logs import logger
@@ -78,18 +78,7 @@ def _report(state: PodState, fleet: _Fleet) -> PodReport:
     if not reading.valid:
         return PodReport(pod.uid, pod.ready, fleet.told.get(pod.uid))
     fleet.told[pod.uid] = reading.read_seconds
-    served = reading.served
-    return PodReport(
-        pod.uid,
-        pod.ready,
-        reading.read_seconds,
-        demand=reading.demand,
-        arrived_total=served.arrived_total if served is not None else None,
-        judged_total=served.judged_total if served is not None else None,
-        slow_total=served.slow_total if served is not None else None,
-        waiting=reading.waiting or 0,
-        load_ratio=reading.load_ratio,
-    )
+    return report_of(pod.uid, pod.ready, reading.read_seconds, reading)
 
 
 def _look(

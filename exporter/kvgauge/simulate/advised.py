@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from kvgauge.advise import Advice, History, advise
 from kvgauge.advise.fleet import FleetAdvice, Wish, advise_fleet
-from kvgauge.advise.fleet_history import FleetHistory, PodReport
+from kvgauge.advise.fleet_history import FleetHistory, PodReport, report_of
 from kvgauge.assess import Assessment, EngineFlags, Memo, assess
 from kvgauge.simulate.autoscaled import Hpa, milli
 from kvgauge.simulate.fleet import FleetPlan, FleetView, PodView
@@ -118,18 +118,7 @@ def _report(pod: PodView, sidecars: Mapping[str, _Sidecar]) -> PodReport:
     advice = sidecar.advice if sidecar is not None else None
     if sidecar is None or advice is None:
         return PodReport(pod.name, pod.ready, None)
-    served = advice.served
-    return PodReport(
-        pod.name,
-        pod.ready,
-        sidecar.read_seconds,
-        demand=advice.demand,
-        arrived_total=served.arrived_total if served is not None else None,
-        judged_total=served.judged_total if served is not None else None,
-        slow_total=served.slow_total if served is not None else None,
-        waiting=advice.waiting or 0,
-        load_ratio=advice.load_ratio,
-    )
+    return report_of(pod.name, pod.ready, sidecar.read_seconds, advice)
 
 
 def _make(wish: SignalWish) -> Advised:
