@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kvgauge.cluster.names import DELETION_COST as COST
 from kvgauge.cluster.records import Pod, PodKey, PodState, Reading, Workload, WorkloadKey
-from kvgauge.cluster.scale_in import COST, MANAGED
+from kvgauge.cluster.scale_in import MANAGED
 from kvgauge.cluster.store import Store
 
 NOW = 1000.0

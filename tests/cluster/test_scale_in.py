@@ -11,8 +11,9 @@ import pytest
 from kubernetes.aio.client import ApiClient, Configuration
 
 from kvgauge.cluster.leading import Alone, Leadership
+from kvgauge.cluster.names import DELETION_COST as COST
 from kvgauge.cluster.records import Pod, PodState, WorkloadKey
-from kvgauge.cluster.scale_in import COST, HELPER, MANAGED, CostKeeper, Pace, keep_costs
+from kvgauge.cluster.scale_in import HELPER, MANAGED, CostKeeper, Pace, keep_costs
 from kvgauge.cluster.store import Store
 from tests.cluster.fake_line import FakeLine
 from tests.cluster.herd import KEY, NOW, FakeClock, FakeLeadership, pod, put, reading, store_of, workload

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from kvgauge.cluster import events, scale_in
+from kvgauge.cluster import events, names, scale_in
 from kvgauge.cluster.leading import LEASE, Timing
 from kvgauge.cluster.pressure import Bounds
 from kvgauge.cluster.settings import AggregatorSettings
@@ -92,7 +92,7 @@ def test_the_figures_and_names_are_those_of_the_code() -> None:
     text = " ".join(PAGE.split())
     pace, rate, bounds, timing = scale_in.Pace(), events.Rate(), Bounds(), Timing()
     for said in (
-        scale_in.COST,
+        names.DELETION_COST,
         scale_in.MANAGED,
         f"{scale_in.HELPER}=false",
         str(scale_in.MAX_COST),

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from kvgauge.cluster.names import DELETION_COST as COST
 from kvgauge.cluster.records import Pod
-from kvgauge.cluster.scale_in import COST
 from tests.cluster.fake_api_server import FakeApiServer
 from tests.cluster.fake_api_store import Key, Kind, Object, RefusedError
 

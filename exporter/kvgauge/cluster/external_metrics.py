@@ -12,7 +12,7 @@ from starlette.responses import Response
 from kvgauge.cluster.access import Attributes, Authorize
 from kvgauge.cluster.answers import EXTERNAL, EXTERNAL_VERSIONS, Failure, Value, external_values, resource_list
 from kvgauge.cluster.custom_metrics import json_response, selector_of
-from kvgauge.cluster.metrics import POD_METRICS, WORKLOADS, Figures
+from kvgauge.cluster.metrics import POD_METRICS, Figures
 from kvgauge.cluster.names import REQUIRED_REPLICAS
 from kvgauge.cluster.selectors import Selector
 from kvgauge.cluster.store import Store
@@ -52,12 +52,10 @@ def external_routes(store: Store, figures: Figures, authorize: Authorize) -> API
 
 
 def _of_workloads(store: Store, figures: Figures, namespace: str, chosen: Selector) -> list[Labelled]:
-    known = {(resource.group, resource.resource) for resource in WORKLOADS.values()}
     found: list[Labelled] = []
     for workload in store.workloads():
         labels = {"workload": workload.key.name, "kind": workload.kind}
-        there = workload.key.namespace == namespace and (workload.key.group, workload.key.resource) in known
-        if there and chosen.matches({**workload.labels, **labels}):
+        if workload.key.namespace == namespace and chosen.matches({**workload.labels, **labels}):
             # One that is not known makes the whole sum unknown.
             found.append((labels, figures.workload(workload.key)))
     if not found:

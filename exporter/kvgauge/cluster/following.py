@@ -12,7 +12,8 @@ from urllib.parse import quote
 from kubernetes.aio.client import ApiClient
 
 from kvgauge.cluster.decoding import JsonObject
-from kvgauge.cluster.projecting import LEADER_WORKER_SET, Autoscaler, autoscaler_of, pod_of, workload_of
+from kvgauge.cluster.names import DEPLOYMENT, LEADER_WORKER_SET, STATEFUL_SET, WorkloadKind
+from kvgauge.cluster.projecting import Autoscaler, autoscaler_of, pod_of, workload_of
 from kvgauge.cluster.records import Pod, PodKey, Workload, WorkloadKey
 from kvgauge.cluster.settings import AggregatorSettings
 from kvgauge.cluster.store import Store
@@ -65,14 +66,13 @@ class Following:
         self._pace = pace or Pace()
         self._again = again or Again()
         self._autoscalers = _Autoscalers()
-        lws_group, lws_resource = LEADER_WORKER_SET
         self._kinds = {
             kind.resource: kind
             for kind in (
                 self._pods(settings.sidecar_port, settings.pod_selector),
-                self._workloads("apps", "deployments", "Deployment"),
-                self._workloads("apps", "statefulsets", "StatefulSet"),
-                self._workloads(lws_group, lws_resource, "LeaderWorkerSet", optional=True),
+                self._workloads(DEPLOYMENT),
+                self._workloads(STATEFUL_SET),
+                self._workloads(LEADER_WORKER_SET, optional=True),
                 self._scalers(),
             )
         }
@@ -132,18 +132,18 @@ class Following:
         replace = self._store.replace_pods
         return self._kind("/api/v1", "pods", project, replace, self._store.put_pod, drop, selector=selector)
 
-    def _workloads(self, group: str, resource: str, kind: str, *, optional: bool = False) -> _Kind:
-        api_version = f"{group}/v1"
+    def _workloads(self, kind: WorkloadKind, *, optional: bool = False) -> _Kind:
+        group, resource = kind.group, kind.resource
 
         def drop(namespace: str, name: str) -> None:
             self._store.drop_workload(WorkloadKey(namespace, group, resource, name))
 
         def project(thing: JsonObject) -> Workload:
-            return workload_of(thing, group, resource, kind, api_version)
+            return workload_of(thing, group, resource, kind.kind, kind.api_version)
 
         replace = partial(self._store.replace_workloads, group, resource)
         put = self._store.put_workload
-        return self._kind(f"/apis/{api_version}", resource, project, replace, put, drop, optional=optional)
+        return self._kind(f"/apis/{kind.api_version}", resource, project, replace, put, drop, optional=optional)
 
     def _scalers(self) -> _Kind:
         known = self._autoscalers

@@ -26,7 +26,7 @@ from kvgauge.cluster.keda_messages import (
     write_value,
 )
 from kvgauge.cluster.keda_triggers import Trigger, check_metric_name, read_trigger
-from kvgauge.cluster.names import REQUIRED_REPLICAS
+from kvgauge.cluster.names import REQUIRED_REPLICAS, WORKER_INDEX
 from kvgauge.cluster.records import PodState, Required, Workload, WorkloadKey
 from kvgauge.cluster.store import Store
 from kvgauge.complaints import InputError
@@ -41,7 +41,6 @@ _MAX_CALLS = 512
 _MAX_MESSAGE_BYTES = 64 * 1024
 _MAX_HEADER_BYTES = 16 * 1024
 _MOST_MILLI = 10**12
-_WORKER_INDEX = "leaderworkerset.sigs.k8s.io/worker-index"
 _OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -180,7 +179,7 @@ class Scaler:
         for state in self._store.pods(key.namespace):
             pod = state.pod
             gone = pod.deleting or pod.phase in {"Failed", "Succeeded"}
-            if pod.workload == key and not gone and pod.labels.get(_WORKER_INDEX, "0") == "0":
+            if pod.workload == key and not gone and pod.labels.get(WORKER_INDEX, "0") == "0":
                 yield state
 
     def _is_fresh(self, read_seconds: float) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvgauge.cluster.keda_messages import Reference
-from kvgauge.cluster.names import REQUIRED_REPLICAS
+from kvgauge.cluster.names import REQUIRED_REPLICAS, WORKLOAD_KINDS
 from kvgauge.cluster.records import WorkloadKey
 from kvgauge.complaints import InputError
 
@@ -16,11 +16,7 @@ DEFAULT_TARGET_MILLI = {REQUIRED_REPLICAS: 1000, LOAD_RATIO: 850}
 MAX_KEYS = 64
 
 _KEYS = ("workload", "metric", "target", "activation")
-_KINDS = {
-    "deployment": ("apps", "deployments"),
-    "statefulset": ("apps", "statefulsets"),
-    "leaderworkerset": ("leaderworkerset.x-k8s.io", "leaderworkersets"),
-}
+_KINDS = {kind.kind.lower(): kind for kind in WORKLOAD_KINDS}
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _NUMBER = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")
 _INDEX = re.compile(r"s[0-9]{1,4}-")
@@ -79,7 +75,7 @@ def _keys(namespace: str, workload: str) -> tuple[WorkloadKey, ...]:
         kinds = ", ".join(f"{kind}/NAME" for kind in _KINDS)
         raise InputError(f"workload: should be NAME or one of {kinds}, got {_cut(workload)}")
     kinds_meant = [_KINDS[kind]] if slash else _KINDS.values()
-    return tuple(WorkloadKey(namespace, group, resource, name) for group, resource in kinds_meant)
+    return tuple(WorkloadKey(namespace, meant.group, meant.resource, name) for meant in kinds_meant)
 
 
 def _milli(metadata: Mapping[str, str], key: str, default: int) -> int:

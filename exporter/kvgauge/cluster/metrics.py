@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from kvgauge.cluster.answers import Described, Failure, Value
-from kvgauge.cluster.names import REQUIRED_REPLICAS
+from kvgauge.cluster.names import REQUIRED_REPLICAS, WORKLOAD_KINDS, WorkloadKind
 from kvgauge.cluster.quantities import milli
 from kvgauge.cluster.records import PodKey, PodState, Reading, Required, WorkloadKey
 from kvgauge.cluster.selectors import Selector
@@ -38,19 +38,7 @@ POD_METRICS: Mapping[str, PodMetric] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class WorkloadResource:
-    """A kind of workload, as paths name it."""
-
-    group: str
-    resource: str
-
-
-WORKLOADS: Mapping[str, WorkloadResource] = {
-    "deployments.apps": WorkloadResource("apps", "deployments"),
-    "statefulsets.apps": WorkloadResource("apps", "statefulsets"),
-    "leaderworkersets.leaderworkerset.x-k8s.io": WorkloadResource("leaderworkerset.x-k8s.io", "leaderworkersets"),
-}
+WORKLOADS: Mapping[str, WorkloadKind] = {kind.qualified: kind for kind in WORKLOAD_KINDS}
 
 
 class Figures:
@@ -124,7 +112,7 @@ class Figures:
         described = Described(workload.kind, workload.api_version, key.namespace, key.name)
         return Value(described, thousandths, required.wall_seconds)
 
-    def workloads(self, namespace: str, resource: WorkloadResource, selector: Selector) -> list[Value]:
+    def workloads(self, namespace: str, resource: WorkloadKind, selector: Selector) -> list[Value]:
         """The same of each selected workload that has it. Raises Failure as `pods` does."""
         found = [
             workload.key

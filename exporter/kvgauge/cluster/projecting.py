@@ -12,20 +12,23 @@ from ipaddress import ip_address
 from kubernetes.utils.quantity import parse_quantity
 
 from kvgauge.cluster.decoding import JsonObject
-from kvgauge.cluster.names import DOMAIN, PORT, SIDECAR
+from kvgauge.cluster.names import (
+    DELETION_COST,
+    DEPLOYMENT,
+    DOMAIN,
+    LEADER_WORKER_SET,
+    PORT,
+    SIDECAR,
+    STATEFUL_SET,
+    WORKER_INDEX,
+    WORKLOAD_KINDS,
+    WorkloadKind,
+)
 from kvgauge.cluster.records import Pod, PodKey, Workload, WorkloadKey
 
-LEADER_WORKER_SET = ("leaderworkerset.x-k8s.io", "leaderworkersets")
-
-_DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 _TEMPLATE_HASH = "pod-template-hash"
 _SET_NAME = "leaderworkerset.sigs.k8s.io/name"
-_WORKER_INDEX = "leaderworkerset.sigs.k8s.io/worker-index"
-_RESOURCES = {
-    ("apps", "Deployment"): "deployments",
-    ("apps", "StatefulSet"): "statefulsets",
-    (LEADER_WORKER_SET[0], "LeaderWorkerSet"): LEADER_WORKER_SET[1],
-}
+_RESOURCES = {(kind.group, kind.kind): kind.resource for kind in WORKLOAD_KINDS}
 _MAX_LABELS = 256
 _MAX_LABEL_CHARS = 63
 _MAX_ANNOTATION_CHARS = 256
@@ -60,7 +63,7 @@ def pod_of(thing: JsonObject, sidecar_port: int) -> Pod | None:
         annotations={
             key: text
             for key, text in annotations.items()
-            if (key.startswith(f"{DOMAIN}/") or key == _DELETION_COST) and len(text) <= _MAX_ANNOTATION_CHARS
+            if (key.startswith(f"{DOMAIN}/") or key == DELETION_COST) and len(text) <= _MAX_ANNOTATION_CHARS
         },
         workload=_owner(metadata, namespace, labels),
         address=_address(status.get("podIP"), annotations.get(PORT), sidecar_port),
@@ -69,7 +72,7 @@ def pod_of(thing: JsonObject, sidecar_port: int) -> Pod | None:
         ready=_is_ready(status),
         deleting=metadata.get("deletionTimestamp") is not None,
         created_wall_seconds=_wall_seconds(metadata.get("creationTimestamp")),
-        deletion_cost=annotations.get(_DELETION_COST),
+        deletion_cost=annotations.get(DELETION_COST),
     )
 
 
@@ -114,8 +117,8 @@ def _owner(metadata: JsonObject, namespace: str, labels: Mapping[str, str]) -> W
     the hash that the pods carry as a label, so ReplicaSets need not be watched."""
     leader_worker_set = labels.get(_SET_NAME)
     if leader_worker_set:
-        leads = labels.get(_WORKER_INDEX) == "0"
-        return WorkloadKey(namespace, *LEADER_WORKER_SET, leader_worker_set) if leads else None
+        leads = labels.get(WORKER_INDEX) == "0"
+        return _key(namespace, LEADER_WORKER_SET, leader_worker_set) if leads else None
     owners = metadata.get("ownerReferences")
     for owner in owners if isinstance(owners, list) else ():
         if not isinstance(owner, dict) or owner.get("controller") is not True:
@@ -124,12 +127,16 @@ def _owner(metadata: JsonObject, namespace: str, labels: Mapping[str, str]) -> W
         if not (_text(owner, "apiVersion") or "").startswith("apps/") or not name:
             return None
         if owner.get("kind") == "StatefulSet":
-            return WorkloadKey(namespace, "apps", "statefulsets", name)
+            return _key(namespace, STATEFUL_SET, name)
         ending = f"-{labels.get(_TEMPLATE_HASH, '')}"
         if owner.get("kind") == "ReplicaSet" and ending != "-" and name.endswith(ending) and name != ending:
-            return WorkloadKey(namespace, "apps", "deployments", name.removesuffix(ending))
+            return _key(namespace, DEPLOYMENT, name.removesuffix(ending))
         return None
     return None
+
+
+def _key(namespace: str, kind: WorkloadKind, name: str) -> WorkloadKey:
+    return WorkloadKey(namespace, kind.group, kind.resource, name)
 
 
 def _address(ip: object, stated_port: str | None, port: int) -> str | None:

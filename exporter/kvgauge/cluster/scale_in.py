@@ -15,13 +15,12 @@ from typing import TypeGuard
 from kubernetes.aio.client import ApiClient, CoreV1Api
 
 from kvgauge.cluster.leading import Leading
-from kvgauge.cluster.names import DOMAIN
+from kvgauge.cluster.names import DELETION_COST, DEPLOYMENT, DOMAIN
 from kvgauge.cluster.records import Pod, PodState, Reading, Workload, WorkloadKey
 from kvgauge.cluster.store import Store
 from kvgauge.cluster.writing import TROUBLE, WRITE_SECONDS, Clock, Refusals, in_a_word, status_of
 from kvgauge.logs import logger
 
-COST = "controller.kubernetes.io/pod-deletion-cost"
 MANAGED = f"{DOMAIN}/deletion-cost-managed"
 """Annotation: the cost as this helper wrote it. A cost that differs from it is somebody else's."""
 HELPER = f"{DOMAIN}/scale-in-helper"
@@ -192,7 +191,7 @@ class CostKeeper:
         pod, cost = change.pod, None if change.cost is None else str(change.cost)
         self._patched[pod.uid] = self._clock()
         # The uid makes it an error where another pod has taken the name.
-        body = {"metadata": {"uid": pod.uid, "annotations": {COST: cost, MANAGED: cost}}}
+        body = {"metadata": {"uid": pod.uid, "annotations": {DELETION_COST: cost, MANAGED: cost}}}
         try:
             async with asyncio.timeout(WRITE_SECONDS):
                 await self._api.patch_namespaced_pod(
@@ -237,7 +236,7 @@ def _by_deployment(store: Store) -> dict[WorkloadKey, list[PodState]]:
     found: dict[WorkloadKey, list[PodState]] = {}
     for state in store.pods():
         key = state.pod.workload
-        if key is not None and (key.group, key.resource) == ("apps", "deployments"):
+        if key is not None and (key.group, key.resource) == (DEPLOYMENT.group, DEPLOYMENT.resource):
             found.setdefault(key, []).append(state)
     return found
 

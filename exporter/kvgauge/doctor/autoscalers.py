@@ -6,17 +6,13 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from kvgauge.cluster.decoding import JsonObject
-from kvgauge.cluster.names import POD_METRICS, REQUIRED_REPLICAS
+from kvgauge.cluster.names import POD_METRICS, REQUIRED_REPLICAS, WORKLOAD_KINDS
 from kvgauge.doctor.asking import part, parts, text
 
 KNOWN = (*POD_METRICS, REQUIRED_REPLICAS)
 _LIKE_RATIO = 0.75
 _PREFIX = "kvgauge_"
-_RESOURCES = {
-    ("apps", "Deployment"): ("apps/v1", "deployments"),
-    ("apps", "StatefulSet"): ("apps/v1", "statefulsets"),
-    ("leaderworkerset.x-k8s.io", "LeaderWorkerSet"): ("leaderworkerset.x-k8s.io/v1", "leaderworkersets"),
-}
+_KINDS = {(kind.group, kind.kind): kind for kind in WORKLOAD_KINDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +26,21 @@ class Target:
     @property
     def known(self) -> bool:
         """Whether it is of a kind that kvgauge knows."""
-        return (self.group, self.kind) in _RESOURCES
+        return (self.group, self.kind) in _KINDS
 
     def path(self, namespace: str) -> str:
         """Where the API server has it, if it is known."""
-        version, resource = _RESOURCES[self.group, self.kind]
-        return f"/apis/{version}/namespaces/{quote(namespace, safe='')}/{resource}/{quote(self.name, safe='')}"
+        kind = _KINDS[self.group, self.kind]
+        within = f"/apis/{kind.api_version}/namespaces/{quote(namespace, safe='')}"
+        return f"{within}/{kind.resource}/{quote(self.name, safe='')}"
 
     @property
     def resource(self) -> str:
         """As kubectl and the metrics API write it."""
-        found = _RESOURCES.get((self.group, self.kind))
-        return f"{found[1] if found else self.kind.lower()}.{self.group}" if self.group else self.kind.lower()
+        found = _KINDS.get((self.group, self.kind))
+        if found is not None:
+            return found.qualified
+        return f"{self.kind.lower()}.{self.group}" if self.group else self.kind.lower()
 
 
 @dataclass(frozen=True, slots=True)
