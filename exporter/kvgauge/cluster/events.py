@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from kubernetes.aio.client import ApiClient, EventsV1Api, EventsV1Event, V1ObjectMeta, V1ObjectReference
 
 from kvgauge.cluster.leading import Leading, own_name
-from kvgauge.cluster.pressure import Bounds, Pressure, is_fresh, judge, tell
-from kvgauge.cluster.records import Pod, PodState, Reading
+from kvgauge.cluster.pressure import Bounds, Pressure, judge, tell
+from kvgauge.cluster.records import Pod, PodState, Reading, is_fresh
 from kvgauge.cluster.store import Store
 from kvgauge.cluster.writing import TROUBLE, WRITE_SECONDS, Budget, Clock, Refusals, in_a_word, micro_time, status_of
 from kvgauge.logs import logger
@@ -114,7 +114,7 @@ class PressureTeller:
         watched = self._watched[state.pod.uid]
         if watched.pressure.turning_seconds is not None:
             return False
-        if watched.pressure.on == watched.told_on or not is_fresh(state.reading, self._bounds, now):
+        if watched.pressure.on == watched.told_on or not is_fresh(state.reading, now, self._bounds.stale_seconds):
             return False
         if self._refusals.forbids(state.pod.key.namespace):
             return False

@@ -26,13 +26,12 @@ from kvgauge.cluster.keda_messages import (
     write_value,
 )
 from kvgauge.cluster.keda_triggers import Trigger, check_metric_name, read_trigger
+from kvgauge.cluster.metrics import PublishedReplicas
 from kvgauge.cluster.names import REQUIRED_REPLICAS, WORKER_INDEX
-from kvgauge.cluster.records import PodState, Required, Workload, WorkloadKey
+from kvgauge.cluster.records import PodState, Workload, WorkloadKey
 from kvgauge.cluster.store import Store
 from kvgauge.complaints import InputError
 
-PublishedReplicas: TypeAlias = Callable[[Required], int | None]
-"""Thousandths of replicas to tell an autoscaler for it to arrive at what is required; None: nothing is to be told."""
 PemPair: TypeAlias = tuple[bytes, bytes]
 """Certificate chain and key, PEM."""
 

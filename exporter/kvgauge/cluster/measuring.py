@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from kvgauge import __version__
 from kvgauge.cluster.durations import Durations
-from kvgauge.cluster.records import PodState, Workload
+from kvgauge.cluster.records import PodState, Workload, is_fresh
 from kvgauge.cluster.store import Store
 
 WORKLOAD_LABELS = ("namespace", "kind", "workload")
@@ -46,9 +46,8 @@ class Sources:
             return "terminating"
         if not state.pod.ready:
             return "starting"
-        age = self.reading_age(state)
-        telling = state.reading is not None and state.reading.valid and age is not None
-        return "telling" if telling and age is not None and age <= self.stale_after_seconds else "silent"
+        telling = is_fresh(state.reading, self.clock(), self.stale_after_seconds) and state.reading.valid
+        return "telling" if telling else "silent"
 
 
 STATES = ("telling", "silent", "starting", "terminating")
@@ -71,12 +70,17 @@ def _labels(workload: Workload) -> tuple[str, str, str]:
     return workload.key.namespace, workload.kind, workload.key.name
 
 
+def _labels_of(store: Store, state: PodState) -> tuple[str, str, str]:
+    """Of the pod's workload; of a pod without one that is known, the namespace alone."""
+    workload = store.workload(state.pod.workload) if state.pod.workload is not None else None
+    return _labels(workload) if workload is not None else (state.pod.key.namespace, "", "")
+
+
 def _pods_by_state(sources: Sources) -> Iterator[Row]:
     counts: Counter[tuple[str, str, str, str]] = Counter()
     seen = set()
     for state in sources.store.pods():
-        workload = sources.store.workload(state.pod.workload) if state.pod.workload is not None else None
-        labels = _labels(workload) if workload is not None else (state.pod.key.namespace, "", "")
+        labels = _labels_of(sources.store, state)
         seen.add(labels)
         counts[*labels, sources.state_of(state)] += 1
     # Of a workload that is known every state is known: here 0 is a fact.
@@ -89,8 +93,7 @@ def _oldest(sources: Sources) -> Iterator[Row]:
         age = sources.reading_age(state)
         if age is None or state.pod.deleting or not state.pod.ready:
             continue
-        workload = sources.store.workload(state.pod.workload) if state.pod.workload is not None else None
-        labels = _labels(workload) if workload is not None else (state.pod.key.namespace, "", "")
+        labels = _labels_of(sources.store, state)
         ages[labels] = max(ages.get(labels, 0.0), age)
     return iter(sorted(ages.items()))
 

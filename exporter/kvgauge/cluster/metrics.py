@@ -1,13 +1,13 @@
 """What can be read of pods and workloads: one table of metrics, and which objects a read is about."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvgauge.cluster.answers import Described, Failure, Value
 from kvgauge.cluster.names import REQUIRED_REPLICAS, WORKLOAD_KINDS, WorkloadKind
 from kvgauge.cluster.quantities import milli
-from kvgauge.cluster.records import PodKey, PodState, Reading, Required, WorkloadKey
+from kvgauge.cluster.records import PodKey, PodState, Reading, Required, WorkloadKey, is_fresh
 from kvgauge.cluster.selectors import Selector
 from kvgauge.cluster.store import Store
 
@@ -62,11 +62,7 @@ class Figures:
 
         Raises Failure: 404 when no pod that carries a sidecar is selected, 503 when none of them has the figure.
         """
-        found = self._selected(namespace, selector)
-        known = [(state, value) for state in found if (value := self._value(state, metric)) is not None]
-        if not known:
-            raise Failure(503, f"none of the {len(found)} selected pods has told {metric} lately")
-        return known
+        return self._known(self._selected(namespace, selector), metric)
 
     def pod(self, key: PodKey, metric: str) -> Value:
         """The figure of one pod. Raises Failure."""
@@ -83,20 +79,17 @@ class Figures:
 
         Raises Failure, also when a ready pod is silent: a sum without it would be a smaller number, not an unknown one.
         """
-        known = self.pods(namespace, metric, selector)
-        self.refuse_silence(namespace, metric, selector)
+        selected = self._selected(namespace, selector)
+        known = self._known(selected, metric)
+        silent = sum(state.pod.ready and self._reading(state) is None for state in selected)
+        if silent:
+            raise Failure(503, f"{silent} ready pods are silent: the sum of {metric} is not known")
         kind = POD_METRICS[metric]
         thousandths = milli(kind.together(value.thousandths / 1000 for _, value in known), up=kind.up)
         if thousandths is None:
             raise Failure(503, f"{metric} is beyond what can be told")
         oldest = min(value.wall_seconds for _, value in known)
         return Value(Described("Namespace", "v1", "", namespace), thousandths, oldest)
-
-    def refuse_silence(self, namespace: str, metric: str, selector: Selector) -> None:
-        """Raises Failure 503 when a selected pod that is ready has no fresh reading."""
-        silent = sum(state.pod.ready and self._reading(state) is None for state in self._selected(namespace, selector))
-        if silent:
-            raise Failure(503, f"{silent} ready pods are silent: the sum of {metric} is not known")
 
     def workload(self, key: WorkloadKey) -> Value:
         """`kvgauge_required_replicas` of one workload. Raises Failure."""
@@ -133,6 +126,12 @@ class Figures:
             raise Failure(503, f"{REQUIRED_REPLICAS} is known of none of the {len(found)} selected {resource.resource}")
         return known
 
+    def _known(self, selected: Sequence[PodState], metric: str) -> list[tuple[PodState, Value]]:
+        known = [(state, value) for state in selected if (value := self._value(state, metric)) is not None]
+        if not known:
+            raise Failure(503, f"none of the {len(selected)} selected pods has told {metric} lately")
+        return known
+
     def _selected(self, namespace: str, selector: Selector) -> list[PodState]:
         found = [
             state
@@ -145,8 +144,7 @@ class Figures:
 
     def _reading(self, state: PodState) -> Reading | None:
         reading = state.reading
-        fresh = reading is not None and self._clock() - reading.read_seconds <= self._stale_after_seconds
-        return reading if fresh else None
+        return reading if is_fresh(reading, self._clock(), self._stale_after_seconds) else None
 
     def _value(self, state: PodState, metric: str) -> Value | None:
         reading = self._reading(state)

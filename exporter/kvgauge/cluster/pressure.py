@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
-from kvgauge.cluster.records import Reading
+from kvgauge.cluster.records import Reading, is_fresh
 
 _KV_LIMITS = ("kv", "state_slots")
 """Limits that the pool sets. A load beyond another one is no pressure on it."""
@@ -44,7 +44,7 @@ class Pressure:
 def judge(before: Pressure, reading: Reading | None, bounds: Bounds, now_seconds: float) -> Pressure:
     """A change of `on` is a change to tell. A silent pod changes nothing, and what was turning begins anew. The same
     reading judged again changes nothing either: time passes by what readings say of themselves."""
-    if not is_fresh(reading, bounds, now_seconds):
+    if not is_fresh(reading, now_seconds, bounds.stale_seconds):
         return replace(before, turning_seconds=None)
     pressed = _is_pressed(reading, before.on, bounds)
     if pressed is None or pressed == before.on:
@@ -78,11 +78,6 @@ def _is_pressed(reading: Reading, on: bool, bounds: Bounds) -> bool | None:
         or (load is not None and load > bounds.load_ratio)
         or (exhaustion is not None and exhaustion < bounds.exhaustion_seconds)
     )
-
-
-def is_fresh(reading: Reading | None, bounds: Bounds, now_seconds: float) -> TypeGuard[Reading]:
-    """Whether a pod is heard."""
-    return reading is not None and now_seconds - reading.read_seconds <= bounds.stale_seconds
 
 
 def tell(pressure: Pressure, reading: Reading, lasted_seconds: float | None = None) -> str:

@@ -5,6 +5,7 @@ Times called `_seconds` are of `time.monotonic()`, those called `wall_seconds` U
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from kvgauge.advise.demand import Demand
 from kvgauge.advise.served import Served
@@ -87,6 +88,11 @@ class Reading:
     served: Served | None
 
 
+def is_fresh(reading: Reading | None, now_seconds: float, stale_seconds: float) -> TypeGuard[Reading]:
+    """Whether a pod is heard: what it said last is not older than that."""
+    return reading is not None and now_seconds - reading.read_seconds <= stale_seconds
+
+
 @dataclass(frozen=True, slots=True)
 class PodState:
     """A pod and the last that its sidecar said; `failure` says in a word why the last poll brought nothing."""
@@ -107,5 +113,3 @@ class Required:
     read_seconds: float
     terms: Mapping[str, float | int | None]
     explanation: tuple[str, ...]
-    tolerance_ratio: float | None = None
-    """Dead band of the autoscaler that follows it, where that is known."""

@@ -16,7 +16,7 @@ from kubernetes.aio.client import ApiClient, CoreV1Api
 
 from kvgauge.cluster.leading import Leading
 from kvgauge.cluster.names import DELETION_COST, DEPLOYMENT, DOMAIN
-from kvgauge.cluster.records import Pod, PodState, Reading, Workload, WorkloadKey
+from kvgauge.cluster.records import Pod, PodState, Reading, Workload, WorkloadKey, is_fresh
 from kvgauge.cluster.store import Store
 from kvgauge.cluster.writing import TROUBLE, WRITE_SECONDS, Clock, Refusals, in_a_word, status_of
 from kvgauge.logs import logger
@@ -243,11 +243,7 @@ def _by_deployment(store: Store) -> dict[WorkloadKey, list[PodState]]:
 
 def _held(states: Iterable[PodState], stale_seconds: float, now: float) -> tuple[dict[str, float], float]:
     """(uid -> what the pod holds, size of the largest pool), in tokens or, if more pods tell that, in thousandths."""
-    heard = {
-        state.pod.uid: state.reading
-        for state in states
-        if state.reading is not None and now - state.reading.read_seconds <= stale_seconds
-    }
+    heard = {state.pod.uid: reading for state in states if is_fresh(reading := state.reading, now, stale_seconds)}
     tokens = {uid: reading.kv_active_tokens for uid, reading in heard.items() if _is_figure(reading.kv_active_tokens)}
     usages = {uid: reading.kv_usage_ratio for uid, reading in heard.items() if _is_figure(reading.kv_usage_ratio)}
     if len(tokens) >= len(usages):
