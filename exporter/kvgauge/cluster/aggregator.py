@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvgauge import __version__
 from kvgauge.cluster.records import Required
-from kvgauge.cluster.settings import AggregatorSettings, ServingSettings
+from kvgauge.cluster.settings import AggregatorSettings
 from kvgauge.complaints import InputError, fail
 from kvgauge.configuring import load_role, to_toml
 from kvgauge.logs import logger, set_up
@@ -72,16 +71,22 @@ async def run(
 ) -> int:
     """Serves until a signal comes; returns the exit code. `allow_loopback`: pods may have loopback addresses, which no
     pod of a cluster has. Raises InputError."""
+    from prometheus_client import CollectorRegistry
+
+    from kvgauge.cluster.app import create_app
     from kvgauge.cluster.authentication import Authenticator
     from kvgauge.cluster.authorization import Authorizer
     from kvgauge.cluster.following import Following
+    from kvgauge.cluster.health import create_health_app
     from kvgauge.cluster.kube import connect
     from kvgauge.cluster.measuring import AggregatorCollector, Sources
     from kvgauge.cluster.metrics import Figures
     from kvgauge.cluster.polling import Poller
     from kvgauge.cluster.requiring import Requirer
     from kvgauge.cluster.reviewing import Reviewer
+    from kvgauge.cluster.serving import serve
     from kvgauge.cluster.store import Store
+    from kvgauge.cluster.tls import following_files, serving_tls
     from kvgauge.cluster.trusting import follow_request_header
     from kvgauge.listening import bind
 
@@ -112,15 +117,11 @@ async def run(
             poller.run(),
             Requirer(store).run(),
             follow_request_header(client, authenticator, tls),
-            *_certificate_parts(settings, tls),
+            *following_files(settings, tls),
         ]
         leads, writing = _writing_parts(client, store, settings)
         parts.extend(writing)
         figures = Figures(store, published, stale_after_seconds=settings.stale_after, clock=time.monotonic)
-        from kvgauge.cluster.app import create_app
-        from kvgauge.cluster.health import create_health_app
-        from kvgauge.cluster.serving import serve
-
         external = settings.external and await _external_is_free(client)
         app = create_app(store, figures, Authorizer(authenticator, reviewer.allows), external=external)
         sources = Sources(
@@ -128,34 +129,15 @@ async def run(
         )
         stop = asyncio.Event()
         _stop_on_signals(stop)
-        health = create_health_app(AggregatorCollector(sources), lambda: following.synced)
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(AggregatorCollector(sources))
+        health = create_health_app(registry, lambda: following.synced)
         servers = [serve(app, api, stop, tls.context), serve(health, metrics, stop)]
         keda_port = await _keda(stack, settings, store, published, tls)
         ports = Ports(api.getsockname()[1], metrics.getsockname()[1], keda_port)
         logger.info("kvgauge %s serves the metrics API on port %d", __version__, ports.api)
         on_started(ports)
         return await _together(servers, parts, stop)
-
-
-def serving_tls(settings: ServingSettings) -> "ServingTls":
-    """The certificate that the settings name, or one that is made. Raises InputError."""
-    from kvgauge.cluster.tls import ServingTls, read_pair, self_signed
-
-    if settings.tls_cert and settings.tls_key:
-        return ServingTls(read_pair(Path(settings.tls_cert), Path(settings.tls_key)))
-    if settings.tls_cert or settings.tls_key:
-        raise InputError("tls_cert, tls_key: one without the other")
-    if not settings.self_signed:
-        raise InputError("tls_cert: not set; give a certificate and its key, or --self-signed for a demo")
-    pair, _ = self_signed(["localhost", "127.0.0.1", "::1"])
-    logger.warning("serving with a certificate that was made just now and that nobody knows")
-    return ServingTls(pair)
-
-
-def _certificate_parts(settings: ServingSettings, tls: "ServingTls") -> list[Coroutine[Any, Any, Any]]:
-    if settings.tls_cert and settings.tls_key:
-        return [tls.follow_files(Path(settings.tls_cert), Path(settings.tls_key))]
-    return []
 
 
 def _published(store: "Store", following: "Following", usual_tolerance: float) -> Callable[[Required], int | None]:

@@ -5,18 +5,15 @@ from collections.abc import Callable
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
-from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from kvgauge import __version__
 
 
-def create_health_app(collector: Collector, ready: Callable[[], bool]) -> FastAPI:
-    """`ready`: whether requests may be sent here."""
+def create_health_app(registry: CollectorRegistry, ready: Callable[[], bool]) -> FastAPI:
+    """`registry`: what is measured. `ready`: whether requests may be sent here."""
     app = FastAPI(title="kvgauge", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
 
     @app.get("/livez")
     async def livez() -> Response:

@@ -10,11 +10,13 @@ import ipaddress
 import os
 import ssl
 import tempfile
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from kvgauge.cluster.settings import ServingSettings
 from kvgauge.complaints import InputError
 from kvgauge.logs import logger
 
@@ -106,6 +108,24 @@ class ServingTls:
 def read_pair(cert: Path, key: Path) -> Pair:
     """The pair in two PEM files. Raises InputError that names the field."""
     return Pair(_read("tls_cert", cert), _read("tls_key", key))
+
+
+def serving_tls(settings: ServingSettings) -> ServingTls:
+    """The certificate that a role's settings name, or one that is made. Raises InputError."""
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        return ServingTls(read_pair(Path(settings.tls_cert), Path(settings.tls_key)))
+    if not settings.self_signed or settings.tls_cert is not None or settings.tls_key is not None:
+        missing = "tls_cert" if settings.tls_cert is None else "tls_key"
+        raise InputError(f"{missing}: missing; give tls_cert and tls_key, or --self-signed, which makes one for a demo")
+    logger.warning("serving with a certificate that was made just now and that nobody knows")
+    return ServingTls(self_signed(["localhost", "127.0.0.1", "::1"])[0])
+
+
+def following_files(settings: ServingSettings, tls: ServingTls) -> list[Coroutine[Any, Any, NoReturn]]:
+    """What keeps the certificate in step with the files that the settings name; nothing where it was made."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return []
+    return [tls.follow_files(Path(settings.tls_cert), Path(settings.tls_key))]
 
 
 def _read(field: str, path: Path) -> bytes:

@@ -5,20 +5,15 @@ import signal
 import socket
 import sys
 from collections.abc import Coroutine, Sequence
-from pathlib import Path
-
-from fastapi import Request
-from fastapi.responses import PlainTextResponse, Response
-from starlette.applications import Starlette
-from starlette.routing import Route
 
 from kvgauge import __version__
+from kvgauge.cluster.health import create_health_app
 from kvgauge.cluster.injector.admission import create_app
-from kvgauge.cluster.injector.counting import CONTENT_TYPE, Counts
+from kvgauge.cluster.injector.counting import Counts
 from kvgauge.cluster.injector.versions import Ask, NativeSidecars, Version, parse_version
 from kvgauge.cluster.serving import serve
 from kvgauge.cluster.settings import InjectorSettings
-from kvgauge.cluster.tls import ServingTls, read_pair, self_signed
+from kvgauge.cluster.tls import ServingTls, following_files, serving_tls
 from kvgauge.complaints import InputError, fail
 from kvgauge.configuring import load_role, to_toml
 from kvgauge.listening import bind
@@ -35,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
             sys.stdout.write(to_toml(settings))
             return
         set_up(settings.log_format, settings.log_level)
-        tls = _tls(settings)
+        tls = serving_tls(settings)
         with (
             _listener("port", settings.host, settings.port) as secure,
             _listener("metrics_port", settings.host, settings.metrics_port) as plain,
@@ -43,15 +38,6 @@ def main(arguments: Sequence[str]) -> None:
             asyncio.run(_serve(settings, tls, secure, plain))
     except InputError as error:
         fail(str(error))
-
-
-def _tls(settings: InjectorSettings) -> ServingTls:
-    if settings.self_signed:
-        return ServingTls(self_signed(["localhost", "127.0.0.1"])[0])
-    for name, value in (("tls_cert", settings.tls_cert), ("tls_key", settings.tls_key)):
-        if value is None:
-            raise InputError(f"{name}: missing; --self-signed makes one for a demo")
-    return ServingTls(read_pair(Path(settings.tls_cert or ""), Path(settings.tls_key or "")))
 
 
 def _listener(name: str, host: str, port: int) -> socket.socket:
@@ -74,7 +60,7 @@ async def _serve(settings: InjectorSettings, tls: ServingTls, secure: socket.soc
     try:
         await asyncio.gather(
             serve(create_app(settings, counts, lambda: sidecars.native), secure, stop, tls.context),
-            serve(_operations(counts, ready), plain, stop),
+            serve(create_health_app(counts.registry, ready.is_set), plain, stop),
         )
     finally:
         for task in following:
@@ -85,10 +71,7 @@ async def _serve(settings: InjectorSettings, tls: ServingTls, secure: socket.soc
 def _background(
     settings: InjectorSettings, tls: ServingTls, sidecars: NativeSidecars, ready: asyncio.Event
 ) -> list[Coroutine[object, object, None]]:
-    found = [_follow(settings, sidecars, ready)]
-    if settings.tls_cert is not None and settings.tls_key is not None and not settings.self_signed:
-        found.append(tls.follow_files(Path(settings.tls_cert), Path(settings.tls_key)))
-    return found
+    return [_follow(settings, sidecars, ready), *following_files(settings, tls)]
 
 
 async def _follow(settings: InjectorSettings, sidecars: NativeSidecars, ready: asyncio.Event) -> None:
@@ -112,16 +95,3 @@ def _asking(kubeconfig: str | None) -> Ask:
         return parse_version(code.major, code.minor)
 
     return ask
-
-
-def _operations(counts: Counts, ready: asyncio.Event) -> Starlette:
-    async def metrics(_request: Request) -> Response:
-        return Response(counts.page(), media_type=CONTENT_TYPE)
-
-    async def livez(_request: Request) -> Response:
-        return PlainTextResponse("ok\n")
-
-    async def readyz(_request: Request) -> Response:
-        return PlainTextResponse("ok\n") if ready.is_set() else PlainTextResponse("not ready\n", 503)
-
-    return Starlette(routes=[Route("/metrics", metrics), Route("/livez", livez), Route("/readyz", readyz)])

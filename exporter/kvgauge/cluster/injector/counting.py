@@ -3,11 +3,9 @@
 from contextlib import AbstractContextManager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from kvgauge import __version__
 
-CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _BOUNDS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
 
 
@@ -15,19 +13,19 @@ class Counts:
     """Injections by result (injected, skipped, failed) and reason (a fixed set of words), and how long answers take."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._injections = Counter(
-            "kvgauge_injections_total", "Pods looked at.", ("result", "reason"), registry=self._registry
+            "kvgauge_injections_total", "Pods looked at.", ("result", "reason"), registry=self.registry
         )
         self._seconds = Histogram(
-            "kvgauge_injection_seconds", "Time to answer a review.", buckets=_BOUNDS_SECONDS, registry=self._registry
+            "kvgauge_injection_seconds", "Time to answer a review.", buckets=_BOUNDS_SECONDS, registry=self.registry
         )
         self._native = Gauge(
             "kvgauge_injector_native_sidecars",
             "1 where sidecars become init containers that keep running.",
-            registry=self._registry,
+            registry=self.registry,
         )
-        build = Gauge("kvgauge_build_info", "1, by version.", ("version",), registry=self._registry)
+        build = Gauge("kvgauge_build_info", "1, by version.", ("version",), registry=self.registry)
         build.labels(__version__).set(1)
         for result, reason in (("injected", "new"), ("skipped", "present"), ("failed", "internal")):
             self._injections.labels(result, reason)
@@ -43,4 +41,4 @@ class Counts:
 
     def page(self) -> bytes:
         """The Prometheus page, text format 0.0.4."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
