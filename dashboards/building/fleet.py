@@ -1,6 +1,7 @@
 """*Fleet*: are we safe, who is not, are there as many pods as it takes, and what does waste cost."""
 
 from dashboards.building.parts import (
+    LOAD,
     MODELS,
     PODS,
     About,
@@ -17,7 +18,6 @@ from dashboards.building.parts import (
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 _RED_FROM_ONE = ((1.0, "red"),)
-_LOAD = ((0.8, "orange"), (1.0, "red"))
 _BY_POD = "max by (namespace, pod, model)"
 _NAMESPACE = 'namespace=~"$namespace"'
 # Of a pod: bytes on one GPU, over what one GPU has, times its GPUs. Ranks have GPUs of like size.
@@ -55,7 +55,7 @@ def _safe() -> list[Panel]:
                 "their place in the pool: add pods, or see which limit binds.",
                 "percentunit",
                 "kv-pressure",
-                _LOAD,
+                LOAD,
             ),
             Query(f"max(kvgauge_load_ratio{{{MODELS}}})"),
         ),
@@ -128,7 +128,7 @@ def _who() -> list[Panel]:
                 "short",
                 "kv-pressure",
             ),
-            Column(f"sort_desc({_BY_POD} (kvgauge_load_ratio{{{MODELS}}}))", "Load", "percentunit", _LOAD),
+            Column(f"sort_desc({_BY_POD} (kvgauge_load_ratio{{{MODELS}}}))", "Load", "percentunit", LOAD),
             Column(f"{_BY_POD} (kvgauge_kv_usage_ratio{{{MODELS}}})", "KV usage", "percentunit", ((0.9, "orange"),)),
             Column(
                 f'sum by (namespace, pod, model) (kvgauge_requests{{{MODELS},state="running"}})', "Running", "short"
@@ -151,7 +151,7 @@ def _who() -> list[Panel]:
                 "router sends it too much.",
                 "percentunit",
                 "kv-pressure",
-                _LOAD,
+                LOAD,
             ),
             Query(f"topk(10, max by (namespace, pod) (kvgauge_load_ratio{{{MODELS}}}))", "{{namespace}}/{{pod}}"),
         ),

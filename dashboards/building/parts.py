@@ -15,6 +15,8 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 SOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 NO_DATA = "no data"
+LOAD = ((0.8, "orange"), (1.0, "red"))
+"""From where on a load ratio is coloured."""
 PODS = 'namespace=~"$namespace",pod=~"$pod"'
 MODELS = PODS + ',model=~"$model"'
 

@@ -1,9 +1,7 @@
 """*Pod*: one pod's memory, pool, limits and signals."""
 
-from dashboards.building.parts import MODELS, PODS, About, Panel, Query, board, figure, fill, lines
+from dashboards.building.parts import LOAD, MODELS, PODS, About, Panel, Query, board, figure, fill, lines
 from grafana_foundation_sdk.builders.dashboard import Dashboard
-
-_LOAD = ((0.8, "orange"), (1.0, "red"))
 
 
 def made() -> Dashboard:
@@ -30,7 +28,7 @@ def _now() -> list[Panel]:
                 "Demand over safe capacity, the queue included. From 1 on send less or add pods.",
                 "percentunit",
                 "kv-pressure",
-                _LOAD,
+                LOAD,
             ),
             Query(f"max(kvgauge_load_ratio{{{MODELS}}})"),
         ),
@@ -260,7 +258,7 @@ def _limits() -> list[Panel]:
                 "Demand over safe capacity, the queue included. The scaling signal: from 1 on send less or add pods.",
                 "percentunit",
                 "kv-pressure",
-                _LOAD,
+                LOAD,
             ),
             Query(f"kvgauge_load_ratio{{{MODELS}}}", "rank {{rank}}"),
             span=6,

@@ -103,14 +103,20 @@ def _from_environment(kind: type[RoleSettings], environ: Mapping[str, str]) -> d
     return found
 
 
-def _from_file(path: Path) -> dict[str, Any]:
+def bounded_file(name: str, path: Path, most_bytes: int) -> bytes:
+    """What is in a file that the setting `name` names. Raises InputError, also for one that is larger."""
     try:
         with path.open("rb") as file:
-            body = file.read(MAX_CONFIG_BYTES + 1)
+            body = file.read(most_bytes + 1)
     except OSError as error:
-        raise InputError(f"config: {path}: {error.strerror}") from None
-    if len(body) > MAX_CONFIG_BYTES:
-        raise InputError(f"config: {path}: larger than {MAX_CONFIG_BYTES} bytes")
+        raise InputError(f"{name}: {path}: {error.strerror}") from None
+    if len(body) > most_bytes:
+        raise InputError(f"{name}: {path}: larger than {most_bytes} bytes")
+    return body
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    body = bounded_file("config", path, MAX_CONFIG_BYTES)
     try:
         return tomllib.loads(body.decode())
     except (ValueError, RecursionError) as error:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from kvgauge.cluster.names import DEFAULT_PORT
 from kvgauge.configuring import RoleSettings, Seconds
 
 
@@ -30,7 +31,9 @@ class AggregatorSettings(ServingSettings):
     pod_selector: str | None = Field(
         None, min_length=1, description="label selector that the API server applies to the pods watched"
     )
-    sidecar_port: int = Field(9838, ge=1, le=65535, description="where sidecars serve that do not say otherwise")
+    sidecar_port: int = Field(
+        DEFAULT_PORT, ge=1, le=65535, description="where sidecars serve that do not say otherwise"
+    )
     interval: Seconds = Field(1.0, ge=0.1, le=60, description="time between two polls of a sidecar")
     poll_timeout: Seconds = Field(1.0, gt=0, le=30, description="bound on each poll")
     stale_after: Seconds = Field(10.0, gt=0, le=300, description="age at which a pod's figures are dropped")

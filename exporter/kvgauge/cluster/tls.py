@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kvgauge.cluster.settings import ServingSettings
 from kvgauge.complaints import InputError
+from kvgauge.configuring import bounded_file
 from kvgauge.logs import logger
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class ServingTls:
 
 def read_pair(cert: Path, key: Path) -> Pair:
     """The pair in two PEM files. Raises InputError that names the field."""
-    return Pair(_read("tls_cert", cert), _read("tls_key", key))
+    return Pair(bounded_file("tls_cert", cert, MAX_PEM_BYTES), bounded_file("tls_key", key, MAX_PEM_BYTES))
 
 
 def serving_tls(settings: ServingSettings) -> ServingTls:
@@ -126,17 +127,6 @@ def following_files(settings: ServingSettings, tls: ServingTls) -> list[Coroutin
     if settings.tls_cert is None or settings.tls_key is None:
         return []
     return [tls.follow_files(Path(settings.tls_cert), Path(settings.tls_key))]
-
-
-def _read(field: str, path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            found = file.read(MAX_PEM_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{field}: {path}: {error.strerror}") from None
-    if len(found) > MAX_PEM_BYTES:
-        raise InputError(f"{field}: {path}: larger than {MAX_PEM_BYTES} bytes")
-    return found
 
 
 def _context(pair: Pair, client_ca: str | None) -> Context:
