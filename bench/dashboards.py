@@ -10,8 +10,6 @@ interval, gauges moved a little, counters rising, so that compression and the nu
 import argparse
 import json
 import random
-import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,10 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 from tests.dashboards.boards import NAMES, filled, panels
+from tests.e2e.processes import free_port
+from tests.support.programs import running
+
+from bench.table import Figure, report
 
 PODS = 50
 WEEK_SECONDS = 7 * 86400
@@ -41,7 +43,7 @@ kvgauge_signal_age_seconds{kind="Deployment",workload="w"} 0.5
 
 
 def main() -> None:
-    """Prints the ten slowest queries and the slowest of each dashboard."""
+    """Prints the ten slowest queries, and the number and the slowest of each dashboard's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", type=int, default=30, help="scrape interval in seconds (default 30)")
     parser.add_argument("--after", type=float, default=20, help="seconds that the demo runs before its page is taken")
@@ -49,14 +51,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kvgauge-bench-") as name:
         folder = Path(name)
         end = int(time.time()) // 7200 * 7200
-        _make(folder, _page(flags.after), flags.step, end)
+        _make(folder, _page(folder, flags.after), flags.step, end)
         with _prometheus(folder / "data") as url:
-            _report(url, end)
+            figures = _timed(url, end)
+    report("dashboards", figures)
 
 
-def _page(after_seconds: float) -> str:
-    port = _free()
-    with _running([sys.executable, "-m", "kvgauge", "demo", "--port", str(port)]):
+def _page(folder: Path, after_seconds: float) -> str:
+    port = free_port()
+    demo = [sys.executable, "-m", "kvgauge", "demo", "--port", str(port)]
+    with running(demo, folder / "demo.log", ready=f"http://127.0.0.1:{port}/readyz"):
         time.sleep(after_seconds)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
             text: str = answer.read().decode()
@@ -98,7 +102,7 @@ def _write(path: Path, page: str, labels: str, times: range, chance: random.Rand
     return found
 
 
-def _report(url: str, end: int) -> None:
+def _timed(url: str, end: int) -> list[Figure]:
     values = {
         "namespace": "a",
         "pod": "(" + "|".join(f"p{index}" for index in range(PODS)) + ")",
@@ -110,9 +114,9 @@ def _report(url: str, end: int) -> None:
     }
     took: list[tuple[float, str, str]] = []
     for name in NAMES:
-        of_one = {**values, "pod": "p7"} if name == "pod" else values
+        chosen = {**values, "pod": "p7"} if name == "pod" else values
         for panel, target in [(each, target) for each in panels(name) for target in each["targets"]]:
-            query = {"query": filled(target["expr"], of_one)}
+            query = {"query": filled(target["expr"], chosen)}
             if target.get("instant"):
                 query["time"] = str(end - 60)
             else:
@@ -122,49 +126,24 @@ def _report(url: str, end: int) -> None:
             with urllib.request.urlopen(f"{url}{path}?{urllib.parse.urlencode(query)}") as answer:
                 json.load(answer)
             took.append((time.perf_counter() - began, name, panel["title"]))
-    for name in NAMES:
-        print(f"{name}: {sum(1 for item in took if item[1] == name)} queries, slowest {_worst(took, name):.3f} s")
     for seconds, name, title in sorted(took, reverse=True)[:10]:
         print(f"  {seconds:.3f} s  {name}: {title}")
-
-
-def _worst(took: list[tuple[float, str, str]], name: str) -> float:
-    return max(seconds for seconds, of, _ in took if of == name)
+    figures = []
+    for name in NAMES:
+        of_one = [seconds for seconds, of, _ in took if of == name]
+        figures.append(Figure(f"{name}: queries", "queries", 40, len(of_one)))
+        figures.append(Figure(f"{name}: slowest query", "s", 1, max(of_one)))
+    return figures
 
 
 @contextmanager
 def _prometheus(data: Path) -> Iterator[str]:
-    port = _free()
-    (data.parent / "p.yml").write_text("{}")
-    program = shutil.which("prometheus") or "prometheus"
-    command = [program, f"--config.file={data.parent / 'p.yml'}", f"--storage.tsdb.path={data}"]
-    command += [f"--web.listen-address=127.0.0.1:{port}", "--storage.tsdb.retention.time=60d", "--log.level=error"]
-    with _running(command):
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{url}/-/ready", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.2)
+    folder, url = data.parent, f"http://127.0.0.1:{free_port()}"
+    (folder / "p.yml").write_text("{}")
+    command = ["prometheus", f"--config.file={folder / 'p.yml'}", f"--storage.tsdb.path={data}"]
+    command += [f"--web.listen-address={url.removeprefix('http://')}", "--storage.tsdb.retention.time=60d"]
+    with running([*command, "--log.level=error"], folder / "prometheus.log", ready=f"{url}/-/ready"):
         yield url
-
-
-@contextmanager
-def _running(command: list[str]) -> Iterator[None]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _free() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

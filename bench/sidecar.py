@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.e2e.processes import free_port
 from tests.support.pages import GivenPages
 
 from bench.table import Figure, report
@@ -68,14 +69,6 @@ def _has_page(port: int) -> bool:
             return b"kvgauge_kv_tokens" in answer.read()
     except (urllib.error.URLError, ConnectionError):
         return False
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def cpu_seconds(pid: int) -> float:

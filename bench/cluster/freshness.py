@@ -6,7 +6,6 @@ A page of a recorded vLLM changes at random moments; a real sidecar reads it, an
 import asyncio
 import contextlib
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 from tests.cluster.stocking import pod
+from tests.e2e.processes import free_port
 
 from bench.table import Figure, report
 from kvgauge.cluster.answers import Failure
@@ -46,12 +46,6 @@ class Engine:
         return web.Response(text="\n".join(lines) + "\n", content_type="text/plain")
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
-
-
 async def measured() -> list[float]:
     engine = Engine()
     app = web.Application()
@@ -59,7 +53,7 @@ async def measured() -> list[float]:
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "kvgauge", "sidecar", "--port", str(port), "--host", "127.0.0.1"]
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     sidecar = await asyncio.create_subprocess_exec(

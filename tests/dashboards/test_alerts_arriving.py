@@ -1,17 +1,17 @@
 """A real sidecar beside a full engine, a real Prometheus, and an alert that reaches a real Alertmanager."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import urllib3
 import yaml
 
 from tests.dashboards.replaying import RULES
-from tests.e2e.processes import Child, free_port, until
+from tests.e2e.processes import free_port, until
 from tests.support.process import sidecar
+from tests.support.programs import answers, running
 from tests.support.web import page, serving
 
 pytestmark = pytest.mark.prometheus
@@ -19,7 +19,6 @@ pytestmark = pytest.mark.prometheus
 # Its pool, filled up: 7 requests run, one waits.
 _PAGE = Path(__file__).parents[1] / "captures/vllm/0.32.0/smallcache_under_pressure.prom"
 _FOR_SECONDS = 2
-_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
 
 Labels = Mapping[str, str]
 
@@ -48,31 +47,6 @@ def hastened(folder: Path) -> list[str]:
     return files
 
 
-@contextmanager
-def running(name: str, folder: Path, *arguments: str, url: str) -> Iterator[Child]:
-    """A program until the block ends; begins once its /-/ready answers."""
-    child = Child([name, *arguments], folder / f"{name}.log", _ENVIRONMENT)
-
-    def ready() -> bool:
-        if not child.alive:
-            raise AssertionError(f"{name} exited; its log ends:\n{child.last_lines()}")
-        return answers(f"{url}/-/ready") is not None
-
-    try:
-        until(ready, 30, f"{name} at {url}")
-        yield child
-    finally:
-        child.terminate()
-
-
-def answers(url: str) -> bytes | None:
-    try:
-        answer = urllib3.request("GET", url, timeout=2, retries=False)
-    except urllib3.exceptions.HTTPError:
-        return None
-    return answer.data if answer.status == 200 else None
-
-
 def told(alertmanager: str) -> dict[str, Mapping[str, Labels]]:
     """What Alertmanager has now, by the name of the alert."""
     body = answers(f"{alertmanager}/api/v2/alerts")
@@ -89,24 +63,28 @@ def test_a_full_pool_reaches_alertmanager_with_numbers_and_runbook(tmp_path: Pat
         )
         stack.enter_context(
             running(
-                "prometheus-alertmanager",
-                tmp_path,
-                f"--config.file={tmp_path}/alertmanager.yml",
-                f"--storage.path={tmp_path}/alertmanager",
-                f"--web.listen-address={alertmanager.removeprefix('http://')}",
-                "--cluster.listen-address=",
-                url=alertmanager,
+                [
+                    "prometheus-alertmanager",
+                    f"--config.file={tmp_path}/alertmanager.yml",
+                    f"--storage.path={tmp_path}/alertmanager",
+                    f"--web.listen-address={alertmanager.removeprefix('http://')}",
+                    "--cluster.listen-address=",
+                ],
+                tmp_path / "alertmanager.log",
+                ready=f"{alertmanager}/-/ready",
             )
         )
         (tmp_path / "prometheus.yml").write_text(json.dumps(scraping(watching.url, alertmanager, hastened(tmp_path))))
         stack.enter_context(
             running(
-                "prometheus",
-                tmp_path,
-                f"--config.file={tmp_path}/prometheus.yml",
-                f"--storage.tsdb.path={tmp_path}/prometheus",
-                f"--web.listen-address={prometheus.removeprefix('http://')}",
-                url=prometheus,
+                [
+                    "prometheus",
+                    f"--config.file={tmp_path}/prometheus.yml",
+                    f"--storage.tsdb.path={tmp_path}/prometheus",
+                    f"--web.listen-address={prometheus.removeprefix('http://')}",
+                ],
+                tmp_path / "prometheus.log",
+                ready=f"{prometheus}/-/ready",
             )
         )
         found = until(lambda: told(alertmanager).get("KvgaugeKvPressure"), 30, "the alert in Alertmanager")

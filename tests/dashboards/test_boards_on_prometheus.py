@@ -3,9 +3,6 @@
 import http.server
 import json
 import re
-import shutil
-import socket
-import subprocess
 import sys
 import threading
 import urllib.parse
@@ -17,11 +14,12 @@ from typing import Any
 import pytest
 
 from tests.dashboards.boards import NAMES, filled, load, metrics, queries
+from tests.e2e.processes import free_port
 from tests.support.process import eventually
+from tests.support.programs import running
 
 pytestmark = pytest.mark.prometheus
 
-PROMETHEUS = shutil.which("prometheus")
 VALUES = {
     "namespace": "a",
     "pod": "p",
@@ -74,19 +72,16 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    if PROMETHEUS is None:
-        pytest.skip("there is no prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
     with ExitStack() as stack:
-        sidecar, page, own = _free(), stack.enter_context(_aggregator_like()), _free()
+        sidecar, page, own = free_port(), stack.enter_context(_aggregator_like()), free_port()
         demo = [sys.executable, "-m", "kvgauge", "demo", "--port", str(sidecar)]
-        stack.enter_context(_running(demo))
+        stack.enter_context(running(demo, folder / "demo.log", ready=f"http://127.0.0.1:{sidecar}/readyz"))
         (folder / "prometheus.yml").write_text(_config(sidecar, page))
-        storage = f"--storage.tsdb.path={folder / 'data'}"
-        address = f"--web.listen-address=127.0.0.1:{own}"
-        stack.enter_context(
-            _running([PROMETHEUS, f"--config.file={folder / 'prometheus.yml'}", storage, address, "--log.level=error"])
-        )
+        command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", "--log.level=error"]
+        command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{own}"]
+        ready = f"http://127.0.0.1:{own}/-/ready"
+        stack.enter_context(running(command, folder / "prometheus.log", ready=ready))
         asked = Prometheus(f"http://127.0.0.1:{own}")
         needed = {metric for name in NAMES for _, expr in queries(name) for metric in metrics(expr)} - NOT_HERE.keys()
         eventually(lambda: needed <= _known(asked), 45, "every series the dashboards ask for")
@@ -169,20 +164,3 @@ def _aggregator_like() -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-@contextmanager
-def _running(command: list[str]) -> Iterator[None]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _free() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.e2e.processes import free_port
 from tests.helm import fake_api_server
 from tests.helm.rendering import NAMESPACE, Manifest, named, render
 from tests.support.process import eventually
@@ -54,11 +55,6 @@ def running(arguments: list[str], **environ: str) -> Iterator[None]:
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @contextmanager
