@@ -60,6 +60,21 @@ class Authority:
         return Pair(certificate.public_bytes(_PEM), _private(key))
 
 
+def self_made(name: str = "kvgauge") -> Pair:
+    """For 127.0.0.1, signed by itself: whoever trusts it needs no other."""
+    key, own = ec.generate_private_key(ec.SECP256R1()), _name(name)
+    certificate = (
+        _begun(own, own, key, timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+        .add_extension(x509.KeyUsage(True, False, False, False, False, True, True, False, False), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return Pair(certificate.public_bytes(_PEM), _private(key))
+
+
 def _begun(subject: x509.Name, issuer: x509.Name, key: Key, valid: timedelta) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (

@@ -25,7 +25,8 @@ from .fake_api_server import FakeApiServer
 from .fake_api_store import Object, RefusedError
 from .serving import Answer, connected, get, served
 from .stocking import NOW_SECONDS, stocked
-from .test_trusting import config_map, until
+from .test_trusting import config_map
+from .waiting import until
 
 APIS = "/apis/custom.metrics.k8s.io/v1beta2"
 PODS = f"{APIS}/namespaces/llm/pods/%2A/kvgauge_load_ratio"

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import TypeVar
 
 import grpc
 import pytest
 
 from kvgauge.cluster.tls import self_signed
+from tests.e2e.processes import Found
+from tests.e2e.processes import until as waited_until
 
 from .fake_api_server import FakeApiServer
 from .fake_api_store import Object
 from .keda_client import reference
 from .test_reading import PLAIN
 
-T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 TOKEN, GUEST = "secret-of-hpa", "secret-of-guest"
 CUSTOM = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/llm"
@@ -128,14 +128,8 @@ class Aggregator:
             return error.code, error.read().decode()
 
 
-def until(condition: Callable[[], T | None], what: str, seconds: float = 20.0) -> T:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds:g} s: {what}")
+def until(probe: Callable[[], Found | None], what: str) -> Found:
+    return waited_until(probe, 20, what)
 
 
 @contextmanager

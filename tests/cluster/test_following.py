@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 from kubernetes.aio.client import ApiClient, Configuration
@@ -13,6 +14,7 @@ from kvgauge.cluster.records import PodKey, Reading, WorkloadKey
 from kvgauge.cluster.settings import AggregatorSettings
 from kvgauge.cluster.store import Store
 from kvgauge.cluster.watching import Pace
+from tests.cluster import waiting
 
 from .fake_api_server import FakeApiServer
 from .fake_api_store import Object
@@ -21,6 +23,7 @@ from .herd import reading
 QUICK = Pace(retry_seconds=0.01, most_retry_seconds=0.05)
 SOON = Again(optional_seconds=0.05, mandatory_seconds=0.05)
 PATIENCE_SECONDS = 30
+until = partial(waiting.until, seconds=PATIENCE_SECONDS)
 LLAMA = WorkloadKey("llm", "apps", "deployments", "llama")
 HPAS = "horizontalpodautoscalers"
 Work = Callable[[Following, Store], Awaitable[None]]
@@ -42,12 +45,6 @@ def autoscaler(name: str, target: str = "llama", tolerance: str | None = None) -
     if tolerance is not None:
         spec["behavior"] = {"scaleUp": {"tolerance": tolerance}}
     return {"metadata": {"name": name, "namespace": "llm"}, "spec": spec}
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not true():
-            await asyncio.sleep(0.002)
 
 
 @asynccontextmanager

@@ -2,21 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import grpc
 import pytest
 
 from kvgauge.cluster.keda import MAX_STREAMS
 from kvgauge.cluster.keda_messages import write_activity
+from tests.cluster import waiting
 from tests.cluster.keda_client import LLAMA, Client, FakeClock, reading, reference, require, served, store_of, workload
 
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.005)
+until = partial(waiting.until, seconds=20)
 
 
 def test_a_stream_tells_the_activity_at_once_and_each_change() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from kvgauge.cluster.tls import Pair, ServingTls, read_pair
 from kvgauge.complaints import InputError
+from tests.cluster.waiting import until
 
 from .certificates import authority, client_context
 from .serving import served
@@ -56,12 +57,6 @@ async def certificate_of(port: int) -> bytes:
 
 def binary(pair: Pair) -> bytes:
     return ssl.PEM_cert_to_DER_cert(pair.chain.decode())
-
-
-async def until(fulfilled: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not fulfilled():
-            await asyncio.sleep(0.002)
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from kvgauge.cluster.authentication import Authenticator
 from kvgauge.cluster.tls import Pair, ServingTls
 from kvgauge.cluster.trusting import follow_request_header
 from kvgauge.cluster.watching import Pace
+from tests.cluster.waiting import until
 
 from .asking import FakeReviews
 from .certificates import authority, client_context
@@ -248,9 +249,3 @@ def test_what_cannot_be_taken_over_is_taken_later(monkeypatch: pytest.MonkeyPatc
     with FakeApiServer() as server:
         server.create("configmaps", config_map(authority("old").pem))
         asyncio.run(run(server))
-
-
-async def until(fulfilled: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not fulfilled():
-            await asyncio.sleep(0.002)

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from threading import Thread
 
 import pytest
@@ -14,12 +15,14 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from kvgauge.cluster.decoding import JsonObject
 from kvgauge.cluster.watching import Pace, Reflector, RefusedError
+from tests.cluster import waiting
 
 from .fake_api_server import FakeApiServer
 from .fake_api_store import Object
 
 QUICK = Pace(retry_seconds=0.01, most_retry_seconds=0.05, settled_seconds=0.5, watch_seconds=60)
 PATIENCE_SECONDS = 30
+until = partial(waiting.until, seconds=PATIENCE_SECONDS)
 Item = tuple[str, str, str]
 """Namespace, name and the label `round`."""
 
@@ -68,12 +71,6 @@ def pod(name: str, label: str = "0", namespace: str = "llm", **more: object) -> 
 def truth(server: FakeApiServer) -> dict[tuple[str, str], str]:
     things = [thing["metadata"] for thing in server.list("pods")]
     return {(at["namespace"], at["name"]): at["labels"]["round"] for at in things}
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not true():
-            await asyncio.sleep(0.002)
 
 
 @asynccontextmanager

@@ -1,9 +1,7 @@
 """The injector as a process, behind a certificate made here."""
 
 import base64
-import datetime
 import http.client
-import ipaddress
 import json
 import os
 import re
@@ -16,38 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
+from tests.cluster.certificates import self_made
 from tests.support.process import KVGAUGE
 
 Json = dict[str, Any]
 
 
-def write_certificate(folder: Path, name: str = "kvgauge") -> tuple[Path, Path]:
+def write_certificate(folder: Path) -> tuple[Path, Path]:
     """(chain, key) for 127.0.0.1, valid for a day."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    begin = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(begin)
-        .not_valid_after(begin + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    chain, key_file = folder / "tls.crt", folder / "tls.key"
-    chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return chain, key_file
+    pair, chain, key = self_made(), folder / "tls.crt", folder / "tls.key"
+    chain.write_bytes(pair.chain)
+    key.write_bytes(pair.key)
+    return chain, key
 
 
 def review(pod: object, **fields: object) -> Json:
