@@ -8,6 +8,8 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -63,6 +65,15 @@ def test_only_declared_packages_are_imported_by_the_sidecar() -> None:
     result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     unwanted = {"rich", "hypothesis", "pytest", "kubernetes", "grpc", "aiohttp", "cryptography", "torch", "numpy"}
     assert not unwanted & set(result.stdout.split())
+
+
+@pytest.mark.parametrize(("role", "package"), [("aggregator", "kubernetes"), ("injector", "httptools")])
+def test_a_role_whose_extra_is_missing_says_so_in_one_line(role: str, package: str) -> None:
+    program = f"import sys; sys.modules[{package!r}] = None; from kvgauge.cli import main; main([{role!r}])"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line == f"kvgauge: {role}: the package {package} is missing: pip install 'kvgauge[cluster]'"
 
 
 def test_the_wheel_holds_the_three_packages_and_their_data(tmp_path: Path) -> None:

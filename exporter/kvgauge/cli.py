@@ -3,6 +3,10 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+_CLUSTER = "kvgauge.cluster."
+"""Roles in there need the extra of that name."""
 
 ROLES = {
     "sidecar": ("kvgauge.sidecar", "watch the engine and the GPU of this pod; serve metrics and advice"),
@@ -30,7 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given[0] not in ROLES:
         print(f"kvgauge: no such command: {given[0]!r} (there are: {', '.join(ROLES)})", file=sys.stderr)  # noqa: T201
         raise SystemExit(2)
-    importlib.import_module(ROLES[given[0]][0]).main(given[1:])
+    _module_of(given[0]).main(given[1:])
+
+
+def _module_of(role: str) -> Any:
+    module = ROLES[role][0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not module.startswith(_CLUSTER) or package == "kvgauge":
+            raise
+        needs = f"{role}: the package {package} is missing: pip install 'kvgauge[cluster]'"
+        print(f"kvgauge: {needs}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
 
 
 def _usage() -> str:

@@ -3,6 +3,8 @@ comes early waits in the backlog instead of being refused."""
 
 import socket
 
+from kvgauge.complaints import InputError
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening TCP socket; port 0 takes a free one. Raises OSError when the address cannot be had."""
@@ -18,3 +20,11 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def bind_for(setting: str, host: str, port: int) -> socket.socket:
+    """A listening socket on the port that a setting names. Raises InputError, which names it."""
+    try:
+        return bind(host, port)
+    except OSError as error:
+        raise InputError(f"{setting}: cannot serve on {host}:{port}: {error.strerror}") from None

@@ -12,7 +12,7 @@ from kvgauge.advise import History, StateFile, advise
 from kvgauge.assess import Assessment, EngineFlags, Memo, Past, assess, compared
 from kvgauge.assess.settling import GAP_SECONDS
 from kvgauge.complaints import InputError, fail
-from kvgauge.listening import bind
+from kvgauge.listening import bind_for
 from kvgauge.logs import logger, set_up
 from kvgauge.observe.agent import AgentSource
 from kvgauge.observe.engine import EngineSource
@@ -185,9 +185,9 @@ def run(
     set_up(settings.log_format, settings.log_level)
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        listener = bind(settings.host, settings.port)
-    except OSError as error:
-        fail(f"port: cannot serve on {settings.host}:{settings.port}: {error.strerror}")
+        listener = bind_for("port", settings.host, settings.port)
+    except InputError as error:
+        fail(str(error))
     port = listener.getsockname()[1]
 
     def started(stop: Callable[[], None]) -> None:

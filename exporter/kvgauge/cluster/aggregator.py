@@ -12,21 +12,39 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from kubernetes.aio.client import ApiClient, ApiregistrationV1Api
+from kubernetes.aio.client.exceptions import ApiException
+from prometheus_client import CollectorRegistry
 
 from kvgauge import __version__
+from kvgauge.cluster.app import create_app
+from kvgauge.cluster.authentication import Authenticator
+from kvgauge.cluster.authorization import Authorizer
+from kvgauge.cluster.dead_band import value_for
+from kvgauge.cluster.events import tell_pressure
+from kvgauge.cluster.following import Following
+from kvgauge.cluster.health import create_health_app
+from kvgauge.cluster.kube import connect
+from kvgauge.cluster.leading import Alone, Leadership, lease_namespace, own_identity
+from kvgauge.cluster.measuring import AggregatorCollector, Sources
+from kvgauge.cluster.metrics import Figures
+from kvgauge.cluster.polling import Poller
+from kvgauge.cluster.pressure import Bounds
 from kvgauge.cluster.records import Required
+from kvgauge.cluster.requiring import Requirer
+from kvgauge.cluster.reviewing import Reviewer
+from kvgauge.cluster.scale_in import Pace, keep_costs
+from kvgauge.cluster.serving import serve
 from kvgauge.cluster.settings import AggregatorSettings
+from kvgauge.cluster.store import Store
+from kvgauge.cluster.tls import ServingTls, following_files, serving_tls
+from kvgauge.cluster.trusting import follow_request_header
 from kvgauge.complaints import InputError, fail
 from kvgauge.configuring import load_role, to_toml
+from kvgauge.listening import bind_for
 from kvgauge.logs import logger, set_up
-
-if TYPE_CHECKING:
-    from kubernetes.aio.client import ApiClient
-
-    from kvgauge.cluster.following import Following
-    from kvgauge.cluster.store import Store
-    from kvgauge.cluster.tls import ServingTls
 
 GC_THRESHOLDS = (50_000, 20, 10)
 """Thousands of readings come anew each second, none of them in a cycle: at Python's own thresholds the collector walks
@@ -49,8 +67,6 @@ def main(arguments: Sequence[str]) -> None:
         ended = asyncio.run(run(settings))
     except InputError as error:
         fail(str(error))
-    except ModuleNotFoundError as error:
-        fail(f"aggregator: the package {error.name} is missing: pip install 'kvgauge[cluster]'")
     raise SystemExit(ended)
 
 
@@ -71,33 +87,10 @@ async def run(
 ) -> int:
     """Serves until a signal comes; returns the exit code. `allow_loopback`: pods may have loopback addresses, which no
     pod of a cluster has. Raises InputError."""
-    from prometheus_client import CollectorRegistry
-
-    from kvgauge.cluster.app import create_app
-    from kvgauge.cluster.authentication import Authenticator
-    from kvgauge.cluster.authorization import Authorizer
-    from kvgauge.cluster.following import Following
-    from kvgauge.cluster.health import create_health_app
-    from kvgauge.cluster.kube import connect
-    from kvgauge.cluster.measuring import AggregatorCollector, Sources
-    from kvgauge.cluster.metrics import Figures
-    from kvgauge.cluster.polling import Poller
-    from kvgauge.cluster.requiring import Requirer
-    from kvgauge.cluster.reviewing import Reviewer
-    from kvgauge.cluster.serving import serve
-    from kvgauge.cluster.store import Store
-    from kvgauge.cluster.tls import following_files, serving_tls
-    from kvgauge.cluster.trusting import follow_request_header
-    from kvgauge.listening import bind
-
     tls = serving_tls(settings)
-    try:
-        api, metrics = bind(settings.host, settings.port), bind(settings.host, settings.metrics_port)
-    except OSError as error:
-        raise InputError(f"port, metrics_port: cannot serve on {settings.host}: {error.strerror}") from None
     async with AsyncExitStack() as stack:
-        stack.callback(api.close)
-        stack.callback(metrics.close)
+        api = stack.enter_context(bind_for("port", settings.host, settings.port))
+        metrics = stack.enter_context(bind_for("metrics_port", settings.host, settings.metrics_port))
         client = await connect(settings.kubeconfig)
         stack.push_async_callback(client.close)
         store = Store()
@@ -140,10 +133,9 @@ async def run(
         return await _together(servers, parts, stop)
 
 
-def _published(store: "Store", following: "Following", usual_tolerance: float) -> Callable[[Required], int | None]:
+def _published(store: Store, following: Following, usual_tolerance: float) -> Callable[[Required], int | None]:
     """What is published of a workload: the number itself, or, for an autoscaler with a dead band, a value that passes
     it."""
-    from kvgauge.cluster.dead_band import value_for
 
     def published(required: Required) -> int | None:
         if required.replicas is None:
@@ -164,16 +156,11 @@ def _published(store: "Store", following: "Following", usual_tolerance: float) -
 
 
 def _writing_parts(
-    client: "ApiClient", store: "Store", settings: AggregatorSettings
+    client: ApiClient, store: Store, settings: AggregatorSettings
 ) -> tuple[Callable[[], bool | None], list[Coroutine[Any, Any, Any]]]:
     """(whether this replica writes, what has to run for it). Who writes nothing needs no leader."""
     if not settings.scale_in_helper and not settings.events:
         return lambda: None, []
-    from kvgauge.cluster.events import tell_pressure
-    from kvgauge.cluster.leading import Alone, Leadership, lease_namespace, own_identity
-    from kvgauge.cluster.pressure import Bounds
-    from kvgauge.cluster.scale_in import Pace, keep_costs
-
     parts: list[Coroutine[Any, Any, Any]] = []
     leadership: Leadership | Alone = Alone()
     if settings.leader_election:
@@ -186,11 +173,8 @@ def _writing_parts(
     return lambda: leadership.is_leader, parts
 
 
-async def _external_is_free(client: "ApiClient") -> bool:
+async def _external_is_free(client: ApiClient) -> bool:
     """Whether nobody else serves external.metrics.k8s.io. Where that cannot be told, it is somebody else's."""
-    from kubernetes.aio.client import ApiregistrationV1Api
-    from kubernetes.aio.client.exceptions import ApiException
-
     name = "v1beta1.external.metrics.k8s.io"
     try:
         found = await ApiregistrationV1Api(client).read_api_service(name, _request_timeout=5)
@@ -212,12 +196,13 @@ async def _external_is_free(client: "ApiClient") -> bool:
 async def _keda(
     stack: AsyncExitStack,
     settings: AggregatorSettings,
-    store: "Store",
+    store: Store,
     published: Callable[[Required], int | None],
-    tls: "ServingTls",
+    tls: ServingTls,
 ) -> int | None:
     if settings.keda_port is None:
         return None
+    # Only who serves KEDA pays for gRPC.
     from kvgauge.cluster.keda import reloading_credentials, serve_keda
 
     credentials = reloading_credentials(lambda: (tls.pair.chain, tls.pair.key)) if settings.keda_tls else None

@@ -16,7 +16,7 @@ from kvgauge.cluster.settings import InjectorSettings
 from kvgauge.cluster.tls import ServingTls, following_files, serving_tls
 from kvgauge.complaints import InputError, fail
 from kvgauge.configuring import load_role, to_toml
-from kvgauge.listening import bind
+from kvgauge.listening import bind_for
 from kvgauge.logs import logger, set_up
 
 _DESCRIPTION = "Mutating webhook that puts the sidecar into pods labelled kvgauge.dev/inject=true."
@@ -32,19 +32,12 @@ def main(arguments: Sequence[str]) -> None:
         set_up(settings.log_format, settings.log_level)
         tls = serving_tls(settings)
         with (
-            _listener("port", settings.host, settings.port) as secure,
-            _listener("metrics_port", settings.host, settings.metrics_port) as plain,
+            bind_for("port", settings.host, settings.port) as secure,
+            bind_for("metrics_port", settings.host, settings.metrics_port) as plain,
         ):
             asyncio.run(_serve(settings, tls, secure, plain))
     except InputError as error:
         fail(str(error))
-
-
-def _listener(name: str, host: str, port: int) -> socket.socket:
-    try:
-        return bind(host, port)
-    except OSError as error:
-        raise InputError(f"{name}: cannot serve on {host}:{port}: {error.strerror}") from None
 
 
 async def _serve(settings: InjectorSettings, tls: ServingTls, secure: socket.socket, plain: socket.socket) -> None:
