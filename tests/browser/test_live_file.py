@@ -1,9 +1,10 @@
 """What can be said of the live page without a browser."""
 
 import re
-from importlib import resources
 
-PAGE = resources.files("kvgauge.publish").joinpath("live.html").read_text()
+from kvgauge.pages import composed
+
+PAGE = composed("kvgauge.publish", "live.html")
 
 
 def test_the_page_is_one_small_file() -> None:

@@ -2,14 +2,15 @@
 
 import asyncio
 import json
-from importlib import resources
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
+from starlette.middleware.gzip import GZipMiddleware
 
 from kvgauge import __version__
+from kvgauge.pages import PAGE_HEADERS, composed
 from kvgauge.publish.board import Board, Published
 from kvgauge.publish.views import (
     AdviceView,
@@ -24,14 +25,6 @@ from kvgauge.publish.views import (
 _STALE: dict[int | str, dict[str, Any]] = {503: {"description": "No tick was finished lately."}}
 _MAX_CASE_BYTES = 1024 * 1024
 _OPENMETRICS = "application/openmetrics-text"
-# Pages of our own may run their inline script and ask this server, nothing else.
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 
 
 def create_app(board: Board) -> FastAPI:
@@ -45,6 +38,7 @@ def create_app(board: Board) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=5)
     app.include_router(_for_machines(board))
     app.include_router(_api(board))
     app.include_router(_planner())
@@ -104,9 +98,9 @@ def _api(board: Board) -> APIRouter:
         return advice_view(_current(board).snapshot.advice)
 
     @router.get("/history")
-    async def history() -> list[HistoryPoint]:
-        """Load and occupancy of the past quarter of an hour, oldest first."""
-        return board.history()
+    async def history(after_wall_seconds: float = 0.0) -> list[HistoryPoint]:
+        """Load and occupancy of the past quarter of an hour, oldest first; only what is newer than the given time."""
+        return board.history(after_wall_seconds)
 
     return router
 
@@ -154,14 +148,14 @@ async def _bounded_body(request: Request) -> bytes:
 
 def _pages() -> APIRouter:
     router = APIRouter(include_in_schema=False)
-    live, docs = (resources.files("kvgauge.publish").joinpath(name).read_text() for name in ("live.html", "docs.html"))
+    live, docs = (composed("kvgauge.publish", name) for name in ("live.html", "docs.html"))
 
     @router.get("/")
     async def live_page() -> HTMLResponse:
-        return HTMLResponse(live, headers=_PAGE_HEADERS)
+        return HTMLResponse(live, headers=PAGE_HEADERS)
 
     @router.get("/docs")
     async def docs_page() -> HTMLResponse:
-        return HTMLResponse(docs, headers=_PAGE_HEADERS)
+        return HTMLResponse(docs, headers=PAGE_HEADERS)
 
     return router

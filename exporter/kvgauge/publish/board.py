@@ -49,6 +49,6 @@ class Board:
             return None
         return published
 
-    def history(self) -> list[HistoryPoint]:
-        """The past quarter of an hour, oldest first."""
-        return list(self._history)
+    def history(self, after_wall_seconds: float = 0.0) -> list[HistoryPoint]:
+        """The past quarter of an hour, oldest first; only what is newer."""
+        return [point for point in list(self._history) if point.wall_seconds > after_wall_seconds]
