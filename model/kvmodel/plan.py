@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from typing import Any, cast
 
 from kvmodel.architecture import Architecture, load_architecture, load_config, read_architecture
 from kvmodel.cases import FIELDS, Case, read_case
@@ -16,6 +17,7 @@ from kvmodel.gpus import Gpu, card_of
 from kvmodel.latency import Latency, estimate_latency
 from kvmodel.overheads import MemoryPrediction, predict_memory
 from kvmodel.parameters import WeightsEstimate, estimate_weights
+from kvmodel.savings import Flags, Pool, changes, freed_bytes
 from kvmodel.weights import Weights, read_weights, weights_bytes_per_gpu
 
 __all__ = ["FIELDS", "plan"]
@@ -334,49 +336,25 @@ def _advice(case: Case, subject: _Subject, gpu: Gpu | None, answer: _Answer) -> 
     if answer.engine is None or answer.memory is None or case.given_kv_bytes is not None:
         return []
     found = []
-    for change, why, changed in _changes(case, subject.architecture):
+    before = Pool(answer.kv_bytes, answer.engine)
+    for change in changes(_flags(case), subject.architecture):
         try:
-            other = _answer(changed, subject, gpu, [])
+            other = _answer(replace(case, **cast("dict[str, Any]", change.values)), subject, gpu, [])
         except ModelError:
             continue
-        freed = _freed_bytes(answer, other)
+        freed = freed_bytes(before, Pool(other.kv_bytes, other.engine))
         if freed > 0:
-            found.append((freed, {"change": change, "frees_bytes": freed, "why": why}))
+            found.append((freed, {"change": change.flag, "frees_bytes": freed, "why": change.why}))
     return [entry for _, entry in sorted(found, key=lambda pair: -pair[0])]
 
 
-def _freed_bytes(before: _Answer, after: _Answer) -> int:
-    """What the pool gains, and what the same tokens take less of it."""
-    if before.engine is None or after.engine is None:
-        return 0
-    gained = (after.kv_bytes or 0) - (before.kv_bytes or 0)
-    if not after.engine.capacity_tokens:
-        return gained
-    per_token_before = before.engine.pool_bytes / before.engine.capacity_tokens if before.engine.capacity_tokens else 0
-    per_token_after = after.engine.pool_bytes / after.engine.capacity_tokens
-    return gained + max(0, round(before.engine.capacity_tokens * (per_token_before - per_token_after)))
-
-
-def _changes(case: Case, architecture: Architecture) -> list[tuple[str, str, Case]]:
-    changes = []
-    if case.engine == "vllm":
-        for seqs in (256, 128):
-            if case.max_num_seqs is None or case.max_num_seqs > seqs:
-                why = "the sampler's buffers grow with max_num_seqs times the vocabulary"
-                changes.append((f"--max-num-seqs {seqs}", why, replace(case, max_num_seqs=seqs)))
-                break
-        if case.max_num_batched_tokens is None or case.max_num_batched_tokens > 2048:
-            why = "activations, and what windows reserve for tokens in flight, grow with it; prefill gets slower"
-            changes.append(("--max-num-batched-tokens 2048", why, replace(case, max_num_batched_tokens=2048)))
-        if not case.enforce_eager:
-            why = "no CUDA graphs are kept; decoding gets slower"
-            changes.append(("--enforce-eager", why, replace(case, enforce_eager=True)))
-        if case.hybrid_kv_cache is False:
-            why = "window and state layers get pools of their own size"
-            changes.append(("--hybrid-kv-cache", why, replace(case, hybrid_kv_cache=True)))
-    if case.kv_dtype in {"auto", "bfloat16", "float16"} and architecture.kv_cache_dtype is None:
-        changes.append(("--kv-dtype fp8", "a cached token takes half; check quality", replace(case, kv_dtype="fp8")))
-    if case.max_model_len is None and (architecture.max_position_embeddings or 0) > 32768:
-        why = "what windows and states are padded for, and the worst case, shrink with it"
-        changes.append(("--max-model-len 32768", why, replace(case, max_model_len=32768)))
-    return changes
+def _flags(case: Case) -> Flags:
+    return Flags(
+        engine=case.engine,
+        max_model_len=case.max_model_len,
+        max_num_seqs=case.max_num_seqs,
+        max_num_batched_tokens=case.max_num_batched_tokens,
+        kv_dtype=case.kv_dtype,
+        hybrid_kv_cache=case.hybrid_kv_cache,
+        enforce_eager=case.enforce_eager,
+    )

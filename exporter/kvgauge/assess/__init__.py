@@ -9,6 +9,7 @@ from kvgauge.assess.records import (
     ComponentPrediction,
     Drift,
     GpuAssessment,
+    Knob,
     PoolAssessment,
     Waste,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "Drift",
     "EngineFlags",
     "GpuAssessment",
+    "Knob",
     "Memo",
     "Past",
     "PoolAssessment",

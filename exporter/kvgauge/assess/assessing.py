@@ -15,6 +15,7 @@ from kvgauge.assess.forecasting import (
     forecast_memory,
     forecast_pool,
 )
+from kvgauge.assess.knobs import KnobForecast, KnobQuestion, forecast_knobs
 from kvgauge.assess.records import Assessment, ComponentPrediction, GpuAssessment, PoolAssessment
 from kvgauge.assess.speed import StepForecast, StepQuestion, forecast_steps
 from kvgauge.assess.waste import ESTIMATED, MEASURED, Pool, usual_tokens, wastes
@@ -53,26 +54,25 @@ def assess(observation: Observation, flags: EngineFlags, memo: Memo | None = Non
         missing["model"] = next((state.message or "" for state in observation.sources if state.source == "model"), "")
     forecast, kind, steps = MemoryForecast(), "", StepForecast(None, "the engine is not read")
     pools: tuple[PoolAssessment, ...] = ()
+    knobs = KnobForecast((), "the engine is not read")
     if engine is not None:
         kind, gpu = _kind(engine, observation.agent), _smallest(gpus)
-        if model is not None and flags.tp is not None:
-            forecast = memo.answer(forecast_memory, _memory_question(kind, engine, model, gpu, flags))
+        memory_question = _memory_question(kind, engine, model, gpu, flags)
+        if memory_question is not None:
+            forecast = memo.answer(forecast_memory, memory_question)
             if forecast.why_not:
                 missing["memory"] = forecast.why_not
+        questions = [_pool_question(kind, engine, rank, model, gpu, flags, forecast) for rank in engine.ranks]
         pools = tuple(
-            _pool(
-                rank,
-                engine,
-                observation.agent,
-                model,
-                flags.tp,
-                memo.answer(forecast_pool, _pool_question(kind, engine, rank, model, gpu, flags, forecast)),
-            )
-            for rank in engine.ranks
+            _pool(rank, engine, observation.agent, model, flags.tp, memo.answer(forecast_pool, question))
+            for rank, question in zip(engine.ranks, questions, strict=True)
         )
+        knobs = _knobs(memory_question, questions, memo)
         steps = memo.answer(forecast_steps, _step_question(kind, engine, model, gpu, flags))
     if steps.why_not:
         missing["step_cost"] = steps.why_not
+    if knobs.why_not:
+        missing["knobs"] = knobs.why_not
     return Assessment(
         observation=observation,
         tp=flags.tp,
@@ -86,6 +86,7 @@ def assess(observation: Observation, flags: EngineFlags, memo: Memo | None = Non
         max_num_batched_tokens=flags.max_num_batched_tokens,
         kind=kind,
         step_cost=steps.cost,
+        knobs=knobs.knobs,
     )
 
 
@@ -115,13 +116,15 @@ def _smallest(gpus: Sequence[GpuReading]) -> GpuReading | None:
 
 
 def _memory_question(
-    kind: str, engine: EngineReading, model: ModelReading, gpu: GpuReading | None, flags: EngineFlags
-) -> MemoryQuestion:
+    kind: str, engine: EngineReading, model: ModelReading | None, gpu: GpuReading | None, flags: EngineFlags
+) -> MemoryQuestion | None:
+    if model is None or flags.tp is None:
+        return None
     return MemoryQuestion(
         kind=kind,
         version=engine.version,
         model=model,
-        tp=flags.tp or 1,
+        tp=flags.tp,
         pp=flags.pp or 1,
         num_ranks=len(engine.ranks),
         gpu_total_bytes=gpu.total_bytes if gpu is not None else None,
@@ -162,6 +165,15 @@ def _pool_question(
         block_tokens=rank.block_tokens,
         num_blocks=rank.num_blocks,
     )
+
+
+def _knobs(memory: MemoryQuestion | None, pools: Sequence[PoolQuestion], memo: Memo) -> KnobForecast:
+    """Of one rank: the others run with the same flags."""
+    if memory is None:
+        return KnobForecast((), "the model's architecture or the tensor parallelism is not known")
+    if not pools:
+        return KnobForecast((), "the engine tells no pool")
+    return memo.answer(forecast_knobs, KnobQuestion(memory, pools[0]))
 
 
 def _step_question(

@@ -89,6 +89,21 @@ class GpuAssessment:
 
 
 @dataclass(frozen=True, slots=True)
+class Knob:
+    """A flag of the engine that would free memory for its cache, by forecast."""
+
+    change: str
+    """As the engine takes it."""
+    frees_bytes: int
+    """On each GPU: what the pool gains, and what the same tokens take less of it."""
+    capacity_tokens: int
+    """The pool's slots then."""
+    most_requests: int | None
+    """Where it caps a rank's batch: the requests that may then run at once."""
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class AllocatorAssessment:
     """torch's caching allocators on one GPU, of all processes with an agent. None where one of them does not tell."""
 
@@ -128,3 +143,6 @@ class Assessment:
     """What drifts, each in a sentence."""
     step_cost: StepCost | None = None
     """What the engine's steps should take, by its model and its GPU alone; `missing` says why it is not known."""
+    knobs: tuple[Knob, ...] = ()
+    """Flags that would free memory for the cache, the most first; `missing` says under ``knobs`` why they are not
+    known."""

@@ -4,13 +4,13 @@ Keys carry the unit. Numbers that cannot be written in JSON (an infinite time to
 says which case it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 from kvgauge.advise import Advice, LengthSummary
 from kvgauge.advise.demand import PlainDemand, plain
 from kvgauge.advise.served import Served
-from kvgauge.assess import AllocatorAssessment, Assessment, GpuAssessment, PoolAssessment
+from kvgauge.assess import AllocatorAssessment, Assessment, GpuAssessment, Knob, PoolAssessment
 from kvgauge.observe.records import (
     AgentReading,
     EngineReading,
@@ -65,6 +65,8 @@ class AssessmentView:
     max_num_batched_tokens: int | None
     step_cost: StepCost | None
     """What a step of the engine should take, by what is in it, before anything is seen of it."""
+    knobs: tuple[Knob, ...]
+    """Flags that would free memory for the cache, the most first."""
     warnings: tuple[str, ...]
     """What drifts, each in a sentence."""
     missing: Mapping[str, str]
@@ -107,6 +109,12 @@ class HistoryPoint:
     kv_usage_ratio: float | None
     running: int | None
     waiting: int | None
+    capacity_tokens: int | None
+    """Slots of all ranks together, like those below; None where a rank does not tell."""
+    active_tokens: int | None
+    live_tokens: int | None
+    reclaimable_tokens: int | None
+    free_tokens: int | None
 
 
 def observation_view(observation: Observation) -> ObservationView:
@@ -139,16 +147,26 @@ def advice_view(advice: Advice) -> AdviceView:
 
 
 def history_point(assessment: Assessment, advice: Advice) -> HistoryPoint:
-    capacity = [pool.capacity_tokens for pool in assessment.pools if pool.active_tokens is not None]
-    active = [pool.active_tokens for pool in assessment.pools if pool.active_tokens is not None]
-    slots = sum(tokens for tokens in capacity if tokens is not None)
+    capacity = _together(pool.capacity_tokens for pool in assessment.pools)
+    active = _together(pool.active_tokens for pool in assessment.pools)
     return HistoryPoint(
         wall_seconds=assessment.observation.wall_seconds,
         load_ratio=advice.load_ratio,
-        kv_usage_ratio=sum(active) / slots if slots else None,
+        kv_usage_ratio=active / capacity if active is not None and capacity else None,
         running=advice.running,
         waiting=advice.waiting,
+        capacity_tokens=capacity,
+        active_tokens=active,
+        live_tokens=_together(pool.live_tokens for pool in assessment.pools),
+        reclaimable_tokens=_together(pool.reclaimable_tokens for pool in assessment.pools),
+        free_tokens=_together(pool.free_tokens for pool in assessment.pools),
     )
+
+
+def _together(tokens: Iterable[int | None]) -> int | None:
+    """Their sum; None where one of them is not known, or there is none."""
+    known = list(tokens)
+    return sum(count for count in known if count is not None) if known and None not in known else None
 
 
 def _model_view(model: ModelReading) -> ModelView:
