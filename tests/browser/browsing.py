@@ -22,6 +22,27 @@ _FLAGS = (
     "--disable-sync",
 )
 
+# Text against the nearest ancestor's painted background, WCAG 2.2's formula.
+_LEAST_CONTRAST = """() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => numbers(colour).slice(0, 3).map((part) => part / 255)
+    .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+  const ground = (node) => {
+    const colour = getComputedStyle(node).backgroundColor;
+    return (numbers(colour)[3] ?? 1) > 0 ? colour : ground(node.parentElement);
+  };
+  const worst = [...document.querySelectorAll('body *')]
+    .filter((node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()))
+    .filter((node) => node.getClientRects().length && !node.closest('script, style, noscript'))
+    .map((node) => {
+      const own = getComputedStyle(node);
+      const pair = [light(node.closest('svg') ? own.fill : own.color), light(ground(node))].sort((a, b) => b - a);
+      return [(pair[0] + 0.05) / (pair[1] + 0.05), node.textContent.slice(0, 40)];
+    });
+  return worst.sort((a, b) => a[0] - b[0])[0];
+}"""
+
 
 class BrowserMissingError(Exception):
     """There is no browser to drive. The message is one line."""
@@ -69,6 +90,11 @@ class Visit:
 
     def until_stale(self) -> None:
         self.page.wait_for_selector("#freshness.stale")
+
+    def least_contrast(self) -> tuple[float, str]:
+        """Of all text that is shown, and where it begins."""
+        contrast, text = self.page.evaluate(_LEAST_CONTRAST)
+        return float(contrast), str(text)
 
 
 @contextlib.contextmanager
