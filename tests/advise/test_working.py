@@ -9,7 +9,7 @@ from kvgauge.advise.lengths import Lengths, whole_lengths
 from kvgauge.advise.working import SATURATION_RATIO, Work, work_of
 from kvmodel.latency import StepCost
 from tests.advise.stepping_loads import SPEC
-from tests.advise.watching import InFlight, chat, long_prompts
+from tests.advise.watching import InFlight, Watched, at_rate, chat, long_prompts
 
 COST = StepCost(0.01, 1e-7, 2e-5, 1e-9, 1e-5)
 
@@ -81,3 +81,16 @@ def test_an_engine_ends_as_many_requests_as_is_reckoned(load: object, number: in
     assert found is not None
     seen = (after.finished_total - before.finished_total) / 600
     assert found.requests_per_second(number) == pytest.approx(seen, rel=0.05)
+
+
+def test_a_load_by_what_arrives_is_told_by_what_arrives() -> None:
+    watched = Watched(replace(SPEC, max_model_len=32_768))
+    advice = list(watched.ticks(at_rate(chat, 8), 120))[-1]
+    terms, said = advice.terms, advice.explanation[-2]
+    assert advice.load_ratio is not None
+    assert terms["load_by_rate_ratio"] == terms["load_now_ratio"]
+    arrivals, safe = terms["arrivals_per_second"], terms["safe_requests_per_second"]
+    assert said == (
+        f"{advice.running} run and {advice.waiting} wait; {arrivals:.2g} requests arrive a second, {safe:.2g} can "
+        f"safely be finished: the load is {advice.load_ratio:.0%} of what is safe."
+    )

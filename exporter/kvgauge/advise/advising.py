@@ -113,7 +113,7 @@ def advise(
         running=presence.running,
         waiting=presence.waiting,
         age_seconds=_engine_age(observation),
-        explanation=sentences(presence, grounds, binding, ratio, exhaustion, history),
+        explanation=sentences(presence, grounds, binding, load, ratio, exhaustion, history),
         terms=_terms(presence, grounds, load, history),
         prompt_tokens=learned.prompt_summary if learned is not None else None,
         output_tokens=learned.output_summary if learned is not None else None,

@@ -5,7 +5,7 @@ import math
 from kvgauge.advise.grounds import Grounds, Limit
 from kvgauge.advise.history import History
 from kvgauge.advise.learning import ENOUGH, Learned
-from kvgauge.advise.loading import Presence
+from kvgauge.advise.loading import Load, Presence
 
 _ORIGINS = {
     "window": "lately",
@@ -18,18 +18,20 @@ def sentences(
     presence: Presence,
     grounds: Grounds,
     binding: Limit,
+    load: Load,
     load_ratio: float,
     exhaustion_seconds: float | None,
     history: History,
 ) -> tuple[str, ...]:
-    """What binds, what it stands on, what changed, how many are here, and the outlook, in this order."""
+    """What binds, what it stands on, what changed, how many are here, and the outlook, in this order. `load_ratio` is
+    the load that is published, which follows `load` with some calm."""
     number = "1 request" if binding.requests == 1 else f"{binding.requests} requests"
     found = [f"{number} may run together: {binding.why}", _basis(presence, grounds)]
     change = history.change
     if change is not None:
         ago = max(grounds.at_seconds - change.at_seconds, 0.0)
         found.append(f"The mix of requests changed {ago:.0f} s ago ({change.what}): what finished before counts less.")
-    found.append(_here(presence, load_ratio))
+    found.append(_here(presence, load, load_ratio, binding))
     found.append(_outlook(exhaustion_seconds))
     return tuple(found)
 
@@ -70,11 +72,18 @@ def _nothing_finished(presence: Presence) -> str:
     return "No request was seen yet, so each is counted at max_model_len."
 
 
-def _here(presence: Presence, load_ratio: float) -> str:
-    waiting = f"{presence.running} run and {presence.waiting} wait"
+def _here(presence: Presence, load: Load, load_ratio: float, binding: Limit) -> str:
+    here = f"{presence.running} run and {presence.waiting} wait"
     if presence.swapped:
-        waiting += f" and {presence.swapped} are swapped out"
-    return f"{waiting}, which is {load_ratio:.0%} of what is safe."
+        here += f" and {presence.swapped} are swapped out"
+    few = presence.running + presence.queued <= binding.requests
+    if few and load.by_rate_ratio == load.ratio and load.arrivals_per_second and load.safe_requests_per_second:
+        arrivals, safe = load.arrivals_per_second, load.safe_requests_per_second
+        return (
+            f"{here}; {arrivals:.2g} requests arrive a second, {safe:.2g} can safely be finished: the load is "
+            f"{load_ratio:.0%} of what is safe."
+        )
+    return f"{here}, which is {load_ratio:.0%} of what is safe."
 
 
 def _outlook(exhaustion_seconds: float | None) -> str:

@@ -140,6 +140,67 @@ function stack(label, segments, whole) {
     whole > used && h("span", { class: "room", grow: String(whole - used) }));
 }
 
+/* Charts over time: `points` have wall_seconds, oldest first. */
+
+const HISTORY_SECONDS = 900;
+const MARKS = { 60: 15, 120: 30, 300: 60, 600: 120, [HISTORY_SECONDS]: 300 };
+
+function stepOf(points) {
+  const steps = points.slice(1).map((point, index) => point.wall_seconds - points[index].wall_seconds).sort((a, b) => a - b);
+  return steps.length ? steps[Math.floor(steps.length / 2)] : 1;
+}
+
+function timespan(points) {
+  const end = points[points.length - 1].wall_seconds, lasts = end - points[0].wall_seconds;
+  // A young minute would be a sliver of a quarter of an hour.
+  return { end, lasts, span: Object.keys(MARKS).map(Number).find((seconds) => lasts <= seconds) || HISTORY_SECONDS };
+}
+
+const ago = (seconds) => (seconds < 120 ? `−${seconds} s` : `−${seconds / 60} min`);
+
+// Points that follow each other without a gap; `known` is said of a point.
+function runs(points, isKnown) {
+  const gap = Math.max(5, 3 * stepOf(points)), found = [];
+  let before = null;
+  for (const point of points) {
+    if (!isKnown(point)) { before = null; continue; }
+    if (before === null || point.wall_seconds - before > gap) found.push([]);
+    found[found.length - 1].push(point);
+    before = point.wall_seconds;
+  }
+  return found;
+}
+
+// `draw` is given pens that know the axes, and gives what is drawn over the grid.
+function timeChart({ within, spoken, end, span, high, step, level, draw, height = 240 }) {
+  const width = Math.max(document.getElementById(within).clientWidth, 200);
+  const left = 44, right = 10, top = 10, bottom = 24;
+  const x = (seconds) => width - right - ((end - seconds) / span) * (width - left - right);
+  const y = (value) => height - bottom - (value / high) * (height - top - bottom);
+  const text = (kind, at, down, anchor, content) => h("text", { class: kind, x: at, y: down, "text-anchor": anchor }, content);
+  const line = (kind, value) => h("line", { class: kind, x1: left, x2: width - right, y1: y(value), y2: y(value) });
+  const place = (points, value) => points.map((point) => `${x(point.wall_seconds).toFixed(1)} ${y(value(point)).toFixed(1)}`);
+  const pens = {
+    line,
+    words: (kind, value, down, content) => text(kind, left + 6, y(value) + down, "start", content),
+    curve: (points, value) => {
+      const path = runs(points, (point) => known(value(point))).map((run) => `M${place(run, value).join("L")}`).join("");
+      const last = points[points.length - 1];
+      return [path && h("path", { class: "curve", d: path }), known(value(last)) && h("circle", { class: "dot", cx: x(last.wall_seconds), cy: y(value(last)), r: 4 })];
+    },
+    area: (kind, points, from, to) => {
+      const path = runs(points, (point) => known(to(point))).map((run) => `M${place(run, to).concat(place([...run].reverse(), from)).join("L")}Z`).join("");
+      return path && h("path", { class: kind, d: path });
+    },
+  };
+  const levels = Array.from({ length: Math.floor(high / step) + 1 }, (_, index) => index * step);
+  const marks = Array.from({ length: span / MARKS[span] + 1 }, (_, index) => index * MARKS[span]);
+  return h("svg", { role: "img", "aria-label": spoken, viewBox: `0 0 ${width} ${height}` },
+    levels.map((value) => [line("grid", value), text("", left - 6, y(value) + 4, "end", level(value))]),
+    marks.map((back) => text("", x(end - back), height - 6, back === span ? "start" : back ? "middle" : "end", back ? ago(back) : "now")),
+    draw(pens));
+}
+
 /* Keeping it fresh. A page says of itself:
    whom        who answers, in words: "the sidecar"
    about       whom its silence says nothing about: "the engine"
