@@ -66,7 +66,7 @@ def _what_if() -> list[Panel]:
                 "requests-cannot-fit",
             ),
             Query(f"avg by (model) ({_FIT_ASKED})", "{{model}}"),
-            8,
+            span=8,
         ),
         figure(
             About(
@@ -77,7 +77,7 @@ def _what_if() -> list[Panel]:
                 "requests-cannot-fit",
             ),
             Query(f"ceil($requests / avg by (model) ({_FIT_ASKED}))", "{{model}}"),
-            8,
+            span=8,
         ),
         figure(
             About(
@@ -91,7 +91,7 @@ def _what_if() -> list[Panel]:
                 f"avg by (model) (sum by ({_POD}) (kvgauge_safe_concurrency{{{MODELS}}}) / on ({_POD}) {_FIT_MEAN})",
                 "{{model}}",
             ),
-            8,
+            span=8,
         ),
         listing(
             About(

@@ -82,13 +82,16 @@ def _safe() -> list[Panel]:
         figure(
             About(
                 "Pods without valid advice",
-                "Pods whose advice stands on old or missing facts. Their other figures are not to be trusted: look at "
-                "the sources.",
+                "Pods whose advice stands on old or missing facts; those whose engine was put to sleep are left out. "
+                "Their other figures are not to be trusted: look at the sources.",
                 "short",
                 "advice-invalid",
                 _RED_FROM_ONE,
             ),
-            Query(f"sum(min by (namespace, pod) (kvgauge_advice_valid{{{PODS}}}) < bool 1)"),
+            Query(
+                f"sum((min by (namespace, pod) (kvgauge_advice_valid{{{PODS}}}) < bool 1) unless on (namespace, pod)"
+                f" (max by (namespace, pod) (kvgauge_engine_asleep{{{PODS}}}) == 1))"
+            ),
         ),
         figure(
             About(
@@ -223,7 +226,7 @@ def _waste() -> list[Panel]:
                 "waste",
             ),
             Query(f"sum({_WASTED_GPUS})"),
-            6,
+            span=6,
         ),
         figure(
             About(
@@ -233,7 +236,7 @@ def _waste() -> list[Panel]:
                 "waste",
             ),
             Query(f"sum({_WASTED_GPUS}) * $gpu_price * {_MONTH_HOURS}"),
-            6,
+            span=6,
         ),
         figure(
             About(
@@ -244,7 +247,7 @@ def _waste() -> list[Panel]:
                 "autoscaler-not-following",
             ),
             Query(f"sum({_SURPLUS_GPUS})"),
-            6,
+            span=6,
         ),
         figure(
             About(
@@ -254,7 +257,7 @@ def _waste() -> list[Panel]:
                 "autoscaler-not-following",
             ),
             Query(f"sum({_SURPLUS_GPUS}) * $gpu_price * {_MONTH_HOURS}"),
-            6,
+            span=6,
         ),
         lines(
             About(

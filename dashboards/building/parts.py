@@ -54,13 +54,22 @@ class Numbering:
         return self.last
 
 
-def figure(about: About, query: Query, span: int = 4, *, by_name: bool = False) -> stat.Panel:
-    """One figure of now; with `by_name` the series' names instead of their values."""
+def figure(about: About, *queries: Query, span: int = 4, by_name: bool = False, yes_or_no: bool = False) -> stat.Panel:
+    """One figure of now, or one for each query that has data: all but the first without a colour. With `by_name` the
+    series' names instead of their values, with `yes_or_no` words for 1 and 0."""
     panel = stat.Panel().graph_mode(common.BigValueGraphMode.NONE).height(4)
     panel.color_mode(common.BigValueColorMode.VALUE if about.bad else common.BigValueColorMode.NONE)
     panel.text_mode(common.BigValueTextMode.NAME if by_name else common.BigValueTextMode.AUTO)
     panel.reduce_options(common_builders.ReduceDataOptions().values(False).calcs(["lastNotNull"]))
-    panel.with_target(_target(query, 0).instant())
+    if yes_or_no:
+        words = {str(value): dashboard.ValueMappingResult(text=text) for value, text in enumerate(("no", "yes"))}
+        panel.mappings([dashboard.ValueMap(options=words)])
+    for index, query in enumerate(queries):
+        panel.with_target(_target(query, index).instant())
+        if index:
+            plain: list[dict[str, object]] = [{"color": "text", "value": None}]
+            properties = [dashboard.DynamicConfigValue("thresholds", {"mode": "absolute", "steps": plain})]
+            panel.override_by_name(query.legend, properties)
     _describe(panel, about, span)
     return panel
 

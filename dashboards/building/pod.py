@@ -77,13 +77,16 @@ def _now() -> list[Panel]:
         figure(
             About(
                 "Advice valid",
-                "1 while the advice stands on fresh facts. At 0 look at the sources below.",
+                "Whether the advice stands on fresh facts. If not, look at the sources below. An engine that was put "
+                "to sleep gets none; where it does not tell whether it sleeps, only the first is shown.",
                 "short",
                 "advice-invalid",
                 ((1.0, "green"),),
                 "red",
             ),
-            Query(f"min(kvgauge_advice_valid{{{PODS}}})"),
+            Query(f"min(kvgauge_advice_valid{{{PODS}}})", "valid"),
+            Query(f"max(kvgauge_engine_asleep{{{PODS}}})", "asleep"),
+            yes_or_no=True,
         ),
     ]
 

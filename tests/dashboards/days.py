@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from kvgauge.advise import History, advise
 from kvgauge.assess import EngineFlags, Memo, Past, assess, compared
-from kvgauge.observe.records import GpuReading, Observation, SourceState
+from kvgauge.observe.records import EngineReading, GpuReading, Observation, SourceState
 from kvgauge.publish.families import Snapshot
 from kvgauge.publish.metrics import render
 from kvgauge.simulate.device import H100_LLAMA_31_8B
@@ -50,6 +50,7 @@ class Faults:
 
     gpu: Callable[[float], GpuReading] = lambda _: card()
     engine_answers: Callable[[float], bool] = lambda _: True
+    asleep: Callable[[float], bool] = lambda _: False
 
 
 def diurnal(mean_per_second: float, *, seed: int = 1, spec: EngineSpec = SPEC) -> SyntheticLoad:
@@ -105,7 +106,7 @@ def _observation(engine: PagedEngine, spec: EngineSpec, now: float, faults: Faul
         wall_seconds=1_700_000_000 + now,
         monotonic_seconds=1_000 + now,
         gpus=(faults.gpu(now),),
-        engine=reading_of(engine.state(), spec, "llama") if up else None,
+        engine=_reading(engine, spec, asleep=faults.asleep(now)) if up else None,
         model=model(),
         sources=(
             SourceState("nvml", True, 0.0, 0.01, None, None),
@@ -113,6 +114,17 @@ def _observation(engine: PagedEngine, spec: EngineSpec, now: float, faults: Faul
             SourceState("model", True, 0.0, 0.01, None, None),
         ),
     )
+
+
+def _reading(engine: PagedEngine, spec: EngineSpec, *, asleep: bool) -> EngineReading:
+    reading = reading_of(engine.state(), spec, "llama")
+    if not asleep:
+        return reading
+    ranks = tuple(
+        replace(rank, used_blocks=None, active_tokens=None, free_tokens=None, usage_ratio=None)
+        for rank in reading.ranks
+    )
+    return replace(reading, asleep=True, ranks=ranks)
 
 
 class _Scrapes:

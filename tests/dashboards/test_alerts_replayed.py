@@ -73,12 +73,26 @@ BAD = {
         10 * MINUTE,
         Faults(gpu=lambda now: card(USED_BYTES + after(now, 79 * GIB - USED_BYTES), engine_bytes=USED_BYTES)),
     ),
+    "an engine that sleeps on purpose, and wakes": Bad(
+        set(),
+        90 * MINUTE,
+        Faults(
+            gpu=lambda now: card(4 * GIB if sleeps(now) else USED_BYTES),
+            asleep=lambda now: sleeps(now),
+        ),
+        then_per_second=0.0,
+    ),
     "an engine that is gone": Bad({"KvgaugeSourceDown"}, 7 * MINUTE, Faults(engine_answers=lambda now: now < HOUR)),
 }
 
 
 def after(now: float, size: int) -> int:
     return size if now >= HOUR else 0
+
+
+def sleeps(now: float) -> bool:
+    """Once what runs at the hour is served, for an hour."""
+    return HOUR + 5 * MINUTE <= now < 2 * HOUR + 5 * MINUTE
 
 
 def leaked(now: float) -> int:

@@ -75,7 +75,7 @@ def test_under_load() -> None:
     assert 624 in rank.progress
     assert (reading.model, reading.model_path) == ("tiny.gguf", "tiny.gguf")
     assert (reading.version, reading.max_model_len, reading.max_num_seqs) == ("b0-unknown", 2048, 2)
-    assert not reading.asleep
+    assert reading.asleep is False
     assert reading.bad_values == 0
 
 

@@ -44,7 +44,7 @@ def test_under_pressure() -> None:
     assert reading.max_model_len == 2048
     assert reading.num_blocks_override == 200
     assert reading.prefix_caching is True
-    assert not reading.asleep
+    assert reading.asleep is False
     assert "reclaimable_tokens" in rank.missing
 
 
@@ -152,6 +152,16 @@ def test_a_sleeping_engine_has_no_occupancy() -> None:
     assert (rank.usage_ratio, rank.active_tokens, rank.free_tokens) == (None, None, None)
     assert rank.capacity_tokens == 16016
     assert rank.running == 3
+
+
+def test_whether_an_engine_sleeps_is_known_only_where_it_says_so() -> None:
+    page = page_of(0.0)
+    awake = 'vllm:engine_sleep_state{engine="0",model_name="m",sleep_state="awake"} 1.0\n'
+    assert read(page, "0.9.0").asleep is None
+    assert read(page + awake, "0.30.0").asleep is False
+    # Of two ranks one still serves.
+    other = page_of(0.0, labels='engine="1",model_name="m"')
+    assert read(page + other + awake.replace("1.0", "0.0"), "0.30.0").asleep is False
 
 
 def test_max_length_from_the_labels_and_from_the_served_model() -> None:

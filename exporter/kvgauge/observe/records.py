@@ -138,7 +138,8 @@ class EngineReading:
     """A fixed pool size that was asked for by flag."""
     num_blocks_override: int | None = None
     prefix_caching: bool | None = None
-    asleep: bool = False
+    asleep: bool | None = None
+    """Whether it has given its KV pool back on purpose (sleep mode); None where it does not tell."""
     started_seconds: float | None = None
     """Start of the engine's process, Unix time."""
     memory_bytes: Mapping[str, int] = field(default_factory=dict)

@@ -76,6 +76,12 @@ def _engine_info(snapshot: Snapshot) -> Iterator[Row]:
             yield (rank.model, rank.rank, engine.engine, *texts), 1
 
 
+def _asleep(snapshot: Snapshot) -> Iterator[Row]:
+    engine = snapshot.assessment.observation.engine
+    if engine is not None and engine.asleep is not None:
+        yield _pod_labels(snapshot), float(engine.asleep)
+
+
 def _predicted(snapshot: Snapshot) -> Iterator[Row]:
     for gpu in snapshot.assessment.gpus:
         for part in gpu.components:
@@ -247,6 +253,13 @@ FAMILIES: tuple[Family, ...] = (
         "The engine that was found; an empty label is a fact nobody told.",
         (*ENGINE_LABELS, "engine", "version", "kv_dtype", "tp", "pp", "dp", "max_model_len"),
         _engine_info,
+    ),
+    Family(
+        "kvgauge_engine_asleep",
+        "gauge",
+        "1 while the engine sleeps on purpose, its KV pool given back; absent where it does not tell.",
+        ENGINE_LABELS,
+        _asleep,
     ),
     Family(
         "kvgauge_memory_predicted_bytes",

@@ -56,6 +56,7 @@ def reading_of(state: EngineState, spec: EngineSpec, model: str) -> EngineReadin
         max_num_seqs=spec.max_num_seqs,
         max_num_batched_tokens=spec.max_num_batched_tokens,
         prefix_caching=spec.prefix_caching,
+        asleep=False,
     )
 
 

@@ -46,10 +46,13 @@ def _read(pages: Pages) -> EngineReading:
     props = pages.json(_PROPS)
     if field_of(props, "role") == "router":
         raise SourceError("no_engine_series", "this llama-server is a router: read the servers that it started")
-    asleep = field_of(props, "is_sleeping") is True
+    sleeping = field_of(props, "is_sleeping")
+    # Builds without it cannot sleep.
+    can_sleep = isinstance(sleeping, bool)
+    asleep = sleeping is True
     rows = _metrics(pages, props, asleep)
     running, waiting = rows.whole("running", _PROCESSING), rows.whole("waiting", _DEFERRED)
-    slots = _slots(pages, props, asleep, at_rest=running == 0 and waiting == 0)
+    slots = _slots(pages, props, asleep, can_sleep=can_sleep, at_rest=running == 0 and waiting == 0)
     server = _Server.of(props, slots, pages.hints)
     if slots.processing is not None:
         # Of the same moment as the tokens.
@@ -63,7 +66,7 @@ def _read(pages: Pages) -> EngineReading:
         max_model_len=server.slot_tokens or pages.hints.max_model_len,
         max_num_seqs=server.slots,
         kv_dtype=pages.hints.kv_dtype,
-        asleep=asleep,
+        asleep=asleep if can_sleep else None,
         ranks=(rank,),
         bad_lines=rows.bad_lines,
         bad_values=rows.bad_values + slots.figures.bad_values,
@@ -113,10 +116,9 @@ class _Slots:
     """Moves while requests run."""
 
 
-def _slots(pages: Pages, props: Json, asleep: bool, *, at_rest: bool) -> _Slots:
+def _slots(pages: Pages, props: Json, asleep: bool, *, can_sleep: bool, at_rest: bool) -> _Slots:
     """The slots, unless that could wake the server or keep it awake."""
     figures = Figures()
-    can_sleep = isinstance(field_of(props, "is_sleeping"), bool)
     if asleep:
         figures.unstated = _ASLEEP
     elif field_of(props, "endpoint_slots") is False:

@@ -6,7 +6,7 @@ running 0.32. What the figures mean differs by version; the rules stand beside t
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from prometheus_client.samples import Sample
@@ -99,7 +99,7 @@ def read_page_of(pages: Pages, page: Page) -> EngineReading:
         kv_cache_bytes=pool.count("kv_cache_memory_bytes"),
         num_blocks_override=pool.count("num_gpu_blocks_override"),
         prefix_caching={"True": True, "False": False}.get(pool.text("enable_prefix_caching") or ""),
-        asleep=bool(own_rows) and all(_asleep(own) for own in own_rows.values()),
+        asleep=_all_asleep([_asleep(own) for own in own_rows.values()]),
         started_seconds=start[0].value if start and math.isfinite(start[0].value) else None,
         ranks=tuple(
             _read_rank(own, rank, model, pool, version=version, max_model_len=max_model_len)
@@ -127,10 +127,15 @@ def _model(rows: Rows) -> str:
     return (label(first, "model_name") if first is not None else None) or ""
 
 
-def _asleep(rows: Rows) -> bool:
+def _all_asleep(ranks: Sequence[bool | None]) -> bool | None:
+    """Of the engine as a whole: one rank that is awake, or does not tell, still serves."""
+    return all(ranks) if any(told is not None for told in ranks) else None
+
+
+def _asleep(rows: Rows) -> bool | None:
     """True while the engine has given its KV pool back (sleep mode): occupancy then means nothing."""
-    states = rows.of("engine_sleep_state")
-    return any(sample.value == 0 for sample in states if sample.labels.get("sleep_state") == "awake")
+    awake = [sample.value for sample in rows.of("engine_sleep_state") if sample.labels.get("sleep_state") == "awake"]
+    return any(value == 0 for value in awake) if awake else None
 
 
 @dataclass(frozen=True, slots=True)
