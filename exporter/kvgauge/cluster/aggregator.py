@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi import FastAPI
 from kubernetes.aio.client import ApiClient, ApiregistrationV1Api
 from kubernetes.aio.client.exceptions import ApiException
 from prometheus_client import CollectorRegistry
@@ -24,6 +25,9 @@ from kvgauge.cluster.authentication import Authenticator
 from kvgauge.cluster.authorization import Authorizer
 from kvgauge.cluster.dead_band import value_for
 from kvgauge.cluster.events import tell_pressure
+from kvgauge.cluster.fleet import Fleet
+from kvgauge.cluster.fleet_past import FleetPast
+from kvgauge.cluster.fleet_routes import add_fleet
 from kvgauge.cluster.following import Following
 from kvgauge.cluster.health import create_health_app
 from kvgauge.cluster.kube import connect
@@ -125,6 +129,7 @@ async def run(
         registry = CollectorRegistry(auto_describe=False)
         registry.register(AggregatorCollector(sources))
         health = create_health_app(registry, lambda: following.synced)
+        parts.append(_fleet_page(health, sources, figures, following))
         servers = [serve(app, api, stop, tls.context), serve(health, metrics, stop)]
         keda_port = await _keda(stack, settings, store, published, tls)
         ports = Ports(api.getsockname()[1], metrics.getsockname()[1], keda_port)
@@ -153,6 +158,18 @@ def _published(store: Store, following: Following, usual_tolerance: float) -> Ca
         )
 
     return published
+
+
+def _fleet_page(plain: FastAPI, sources: Sources, figures: Figures, following: Following) -> Coroutine[Any, Any, None]:
+    """Adds the page to the plain port; returns what has to run for it."""
+
+    def ready() -> bool:
+        return following.synced
+
+    fleet = Fleet(sources, figures)
+    past = FleetPast(fleet, ready=ready)
+    add_fleet(plain, fleet, past, ready=ready, api_server_age_seconds=lambda: following.ages().get("pods"))
+    return past.run()
 
 
 def _writing_parts(
