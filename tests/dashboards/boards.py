@@ -28,6 +28,16 @@ def queries(name: str) -> Iterator[tuple[str, str]]:
             yield panel["title"], target["expr"]
 
 
+def choices(name: str) -> Iterator[tuple[str, str]]:
+    """The label and the selector of each variable whose values Prometheus is asked for."""
+    for variable in load(name)["templating"]["list"]:
+        if variable["type"] == "query":
+            found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+            if found is None:
+                raise ValueError(f"{name}: {variable['name']}: {variable['query']}: no label_values")
+            yield found[2], found[1]
+
+
 def metrics(text: str) -> set[str]:
     return set(_METRIC.findall(text))
 
