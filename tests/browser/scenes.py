@@ -14,7 +14,11 @@ _SAFE = 96
 
 
 def several_gpus_and_ranks(
-    gpus: int = 4, ranks: int = 2, wall_seconds: float = START_SECONDS, load_ratio: float | None = 1.25
+    gpus: int = 4,
+    ranks: int = 2,
+    wall_seconds: float = START_SECONDS,
+    load_ratio: float | None = 1.25,
+    active_tokens: int | None = 96_000,
 ) -> Snapshot:
     """A data-parallel pod, by default over its limit, with nearly all facts known."""
     demand = round(_SAFE * load_ratio) if load_ratio is not None else _SAFE
@@ -33,7 +37,7 @@ def several_gpus_and_ranks(
         tp=gpus // ranks,
         pp=1,
         dp=ranks,
-        pools=tuple(_pool(str(rank)) for rank in range(ranks)),
+        pools=tuple(_pool(str(rank), active_tokens) for rank in range(ranks)),
         gpus=tuple(_judged(gpu) for gpu in range(gpus)),
     )
     return Snapshot(assessment, _advice(wall_seconds, load_ratio, running, waiting))
@@ -109,7 +113,7 @@ def _rank(rank: str, running: int, waiting: int) -> RankReading:
     )
 
 
-def _pool(rank: str) -> PoolAssessment:
+def _pool(rank: str, active_tokens: int | None) -> PoolAssessment:
     return PoolAssessment(
         rank=rank,
         model=MODEL,
@@ -118,12 +122,12 @@ def _pool(rank: str) -> PoolAssessment:
         block_tokens=16,
         capacity_tokens=120_000,
         predicted_capacity_tokens=123_600,
-        active_tokens=96_000,
+        active_tokens=active_tokens,
         reclaimable_tokens=14_000,
-        free_tokens=10_000,
-        live_tokens=95_200,
+        free_tokens=None if active_tokens is None else 106_000 - active_tokens,
+        live_tokens=None if active_tokens is None else active_tokens - 800,
         live_tokens_method="measured",
-        usage_ratio=0.8,
+        usage_ratio=None if active_tokens is None else active_tokens / 120_000,
         waste=(Waste("block_tail", "measured", 800 * 163_840), Waste("stranded", "estimated", 3 * GIB // 4)),
     )
 

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kvgauge.assess import Knob
 from kvgauge.publish.board import Board
 from kvgauge.publish.families import Snapshot
-from tests.support.process import Sidecar
+from tests.support.facts import GIB
+from tests.support.process import Sidecar, demo
 
 from . import scenes
 from .browsing import Scheme, Visit, visiting
 from .serving import CAPTURES, served, sidecar_beside
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Locator
 
 pytestmark = pytest.mark.browser
 
@@ -239,6 +241,70 @@ def test_the_load_curve_stands_against_its_limits_and_breaks_where_nothing_is_kn
         spoken = chart.get_attribute("aria-label") or ""
         assert "least 0.40, most 1.50, above 1.0 for 25 % of the time" in spoken
         assert "No advice at 20 % of the looks" in spoken
+
+
+def test_the_pools_states_over_time_are_stacked_and_break_where_nothing_is_known(browser: "Browser") -> None:
+    told = [
+        scenes.several_gpus_and_ranks(wall_seconds=scenes.START_SECONDS + second, active_tokens=active)
+        for second, active in enumerate((60_000, 90_000, None, 30_000))
+    ]
+    with served(_board(*told)) as url, visiting(browser, url) as visit:
+        visit.until_live()
+        chart = visit.page.locator("#kv-past svg")
+        edges = {}
+        for kind in ("live", "tail", "reusable"):
+            path = chart.locator(f"path.b-{kind}").get_attribute("d") or ""
+            assert path.count("Z") == 2, "one area before the gap and one behind it"
+            edges[kind] = [float(y) for _, y in re.findall(r"([\d.]+) ([\d.]+)", path.split("Z")[0])]
+        full, empty = (float(line.get_attribute("y1") or "nan") for line in _ends(chart.locator("line.grid")))
+        # Each area goes forth along its upper edge and back along its lower one, which is the one below's upper.
+        upper = {kind: ys[:2] for kind, ys in edges.items()}
+        lower = {kind: ys[:1:-1] for kind, ys in edges.items()}
+        assert lower == {"live": [empty, empty], "tail": upper["live"], "reusable": upper["tail"]}
+        share = [(empty - y) / (empty - full) for y in upper["tail"]]
+        assert share == pytest.approx([60_000 / 120_000, 90_000 / 120_000], abs=0.002)
+        assert (empty - upper["reusable"][0]) / (empty - full) == pytest.approx(74_000 / 120_000, abs=0.002)
+        spoken = chart.get_attribute("aria-label") or ""
+        assert "Active now: 25.0 %. In the last 3.0 s: least 25.0 %, most 75.0 %" in spoken
+        assert "Not told at 25 % of the looks" in spoken
+        legend = visit.texts("#kv-past .legend li")
+        assert legend == [
+            "active, holding live tokens",
+            "active, empty block tails",
+            "reclaimable prefix cache",
+            "free",
+        ]
+
+
+def _ends(lines: "Locator") -> tuple["Locator", "Locator"]:
+    """The uppermost and the lowest line."""
+    by_height = sorted(lines.all(), key=lambda line: float(line.get_attribute("y1") or "nan"))
+    return by_height[0], by_height[-1]
+
+
+def test_the_flags_that_would_free_memory_are_told_with_what_they_gain(browser: "Browser") -> None:
+    scene = scenes.several_gpus_and_ranks(ranks=2)
+    found = (
+        Knob("--kv-cache-dtype fp8", 20 * GIB, 247_200, None, "a cached token takes half"),
+        Knob("--max-num-seqs 32", GIB, 130_000, 32, "the sampler's buffers grow with it"),
+    )
+    scene = replace(scene, assessment=replace(scene.assessment, knobs=found))
+    with served(_board(scene)) as url, visiting(browser, url) as visit:
+        visit.until_live()
+        rows = [row.locator("th, td").all_inner_texts() for row in visit.page.locator("#knobs tbody tr").all()]
+        assert [row[1:] for row in rows] == [["20.00 GiB", "247,200\n+100.0 %"], ["1.00 GiB", "130,000\n+5.2 %"]]
+        assert rows[0][0] == "--kv-cache-dtype fp8\na cached token takes half"
+        # Two ranks of 32 are fewer than the 96 that fit.
+        assert rows[1][0].endswith("It would cap the batch below the 96 that the KV cache holds.")
+        assert visit.text("#knobs p.note").startswith("The KV cache binds: each of these raises")
+
+
+def test_a_running_demo_tells_the_planners_flags(browser: "Browser") -> None:
+    with demo() as running, visiting(browser, running.url) as visit:
+        visit.until_live()
+        knobs = running.json("/v1/assessment")["knobs"]
+        assert knobs
+        assert [text.split("\n")[0] for text in visit.texts("#knobs tbody th")] == [knob["change"] for knob in knobs]
 
 
 def test_names_from_outside_are_text_and_nothing_else(browser: "Browser") -> None:

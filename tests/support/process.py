@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,27 +70,41 @@ def eventually(check: Callable[[], bool], seconds: float = 10, what: str = "the 
 def sidecar(*arguments: str, environ: Mapping[str, str] | None = None) -> Iterator[Sidecar]:
     """The real sidecar on a free port, fast ticks, until the block ends."""
     command = [*KVGAUGE, "sidecar", "--port", "0", "--host", "127.0.0.1", "--interval", "0.1s", *arguments]
+    with _started(command, r"serves on port (\d+)", environ or {}) as running:
+        yield running
+
+
+@contextmanager
+def demo() -> Iterator[Sidecar]:
+    """The sidecar that `kvgauge demo` runs beside its engine with a load, until the block ends."""
+    with _started([*KVGAUGE, "demo", "--port", "0"], r"http://127\.0\.0\.1:(\d+)", {}) as running:
+        yield running
+
+
+@contextmanager
+def _started(command: Sequence[str], port: str, environ: Mapping[str, str]) -> Iterator[Sidecar]:
+    """`port` finds the port in the line that tells it."""
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environ or {})}, start_new_session=True
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environ}, start_new_session=True
     )
     log: list[str] = []
     try:
-        port = None
+        found = None
         assert process.stderr is not None
         for line in process.stderr:
             log.append(line)
-            if match := re.search(r"serves on port (\d+)", line):
-                port = match[1]
+            if match := re.search(port, line):
+                found = match[1]
                 break
-        assert port is not None, "".join(log)
+        assert found is not None, "".join(log)
         reader = threading.Thread(target=lambda: log.extend(process.stderr or ()), daemon=True)
         reader.start()
-        running = Sidecar(process, f"http://127.0.0.1:{port}", log)
+        running = Sidecar(process, f"http://127.0.0.1:{found}", log)
         eventually(lambda: _answers(running), what="the first page")
         yield running
     finally:
         process.terminate()
-        process.wait(5)
+        process.wait(10)
         assert process.stderr is not None
         process.stderr.close()
 
