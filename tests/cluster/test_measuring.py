@@ -1,5 +1,6 @@
 import subprocess
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -65,6 +66,13 @@ def test_the_page() -> None:
     ]
     assert buckets == [2, 3, 3, 4]
     assert page.value("kvgauge_poll_duration_seconds_sum") == 60.3015
+
+
+def test_how_long_pods_take_to_start_is_told_once_a_start_was_seen() -> None:
+    given = sources()
+    assert not Page(given).has("kvgauge_start_up_seconds")
+    given.store.put_required(replace(required(3), start_up_seconds=85.0))
+    assert Page(given).value("kvgauge_start_up_seconds", **WORKLOAD) == 85
 
 
 def test_what_is_not_known_has_no_series() -> None:

@@ -208,3 +208,15 @@ def test_two_aggregators_that_are_asked_in_turn_do_not_undo_each_other() -> None
     assert sizes == sorted(sizes)
     assert sizes[-1] > 2
     assert sizes[-1] == world.run(15, per_second=40).replicas
+
+
+def test_how_long_a_pod_took_to_start_is_told_once_it_is_ready() -> None:
+    world = World(1)
+    assert world.run(60, per_second=1).start_up_seconds is None
+    world.names.append("pod-1")
+    world.starting.add("pod-1")
+    assert world.run(60, per_second=1).start_up_seconds is None
+    world.starting.clear()
+    assert world.run(10, per_second=1).start_up_seconds == 60
+    world.spec_replicas = 0
+    assert world.run(10).start_up_seconds == 60

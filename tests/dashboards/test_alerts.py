@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kvgauge.advise.fleet_history import USUAL_START_UP_SECONDS
 from kvgauge.publish.families import FAMILIES
 from tests.dashboards.replaying import ALERTS, ROOT, RULES
 
@@ -51,6 +52,11 @@ def known() -> set[str]:
         | documented
         | {str(rule["record"]) for rule in rules() if "record" in rule}
     )
+
+
+def test_without_a_start_seen_the_lead_time_is_the_one_that_the_aggregator_takes() -> None:
+    (expr,) = (str(rule["expr"]) for rule in rules() if rule.get("record") == "kvgauge:start_up:seconds")
+    assert f" or {USUAL_START_UP_SECONDS:.0f} * " in f" {' '.join(expr.split())}"
 
 
 @pytest.mark.prometheus

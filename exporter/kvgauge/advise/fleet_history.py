@@ -119,6 +119,11 @@ class FleetHistory:
             self._demand = pooled([pod.demand for pod in pods if pod.demand is not None]) or self._demand
             self._pooled_seconds = now_seconds
 
+    @property
+    def start_up_seconds(self) -> float | None:
+        """The longest of the last starts seen, from a pod's coming to its being ready; None before one was."""
+        return max(self._start_ups, default=None)
+
     def facts(self, pods: Sequence[PodReport], replicas: int, now_seconds: float) -> FleetFacts:
         """The workload now, with `replicas` pods asked for at present."""
         if self._replicas is not None and replicas > self._replicas:
@@ -147,7 +152,7 @@ class FleetHistory:
             ready=list(self._ready)[: len(bins)],
             judged=math.fsum(count * scale for count, scale in zip(self._judged, made_up, strict=True)),
             slow=math.fsum(count * scale for count, scale in zip(self._slow, made_up, strict=True)),
-            start_up_seconds=max(self._start_ups, default=USUAL_START_UP_SECONDS),
+            start_up_seconds=USUAL_START_UP_SECONDS if self.start_up_seconds is None else self.start_up_seconds,
             since_growth_seconds=now_seconds - self._grown_seconds,
             load_ratio=math.fsum(loads) * share if loads else None,
         )

@@ -130,6 +130,13 @@ FAMILIES = (
         _oldest,
     ),
     Family(
+        "kvgauge_start_up_seconds",
+        "gauge",
+        "Longest of the last starts of its pods, from a pod's coming to its being ready; absent until one was seen.",
+        WORKLOAD_LABELS,
+        lambda sources: [(_labels(each.workload), each.start_up_seconds) for each in sources.store.all_required()],
+    ),
+    Family(
         "kvgauge_polls_total",
         "counter",
         "Polls of sidecars by outcome: ok, or why there was no reading.",

@@ -113,3 +113,5 @@ class Required:
     read_seconds: float
     terms: Mapping[str, float | int | None]
     explanation: tuple[str, ...]
+    start_up_seconds: float | None = None
+    """The longest that one of its pods took lately from its coming to its being ready; None before one was seen."""

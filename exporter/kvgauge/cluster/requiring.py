@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvgauge.advise.fleet import Wish, advise_fleet
 from kvgauge.advise.fleet_history import FleetHistory, PodReport, report_of
@@ -85,6 +85,13 @@ def _look(
     fleet: _Fleet, workload: Workload, reports: list[PodReport], now_seconds: float, wall_seconds: float
 ) -> Required:
     fleet.history.remember(reports, now_seconds)
+    required = _required(fleet, workload, reports, now_seconds, wall_seconds)
+    return replace(required, start_up_seconds=fleet.history.start_up_seconds)
+
+
+def _required(
+    fleet: _Fleet, workload: Workload, reports: list[PodReport], now_seconds: float, wall_seconds: float
+) -> Required:
     if workload.spec_replicas == 0:
         why = "It is scaled to zero: no pod is there to tell of demand, so waking it is another's part."
         return Required(workload, 0, wall_seconds, now_seconds, {}, (why,))
