@@ -15,6 +15,8 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 SOURCE = dashboard.DataSourceRef(type_val="prometheus", uid="${datasource}")
 NO_DATA = "no data"
+RUNBOOKS = "docs/runbooks"
+"""Where runbooks are in this repository: what is replaced by where they can be read."""
 LOAD = ((0.8, "orange"), (1.0, "red"))
 """From where on a load ratio is coloured."""
 PODS = 'namespace=~"$namespace",pod=~"$pod"'
@@ -161,7 +163,7 @@ def board(name: str, title: str, description: str, *, one_pod: bool = False) -> 
         boards.TextBoxVariable("runbooks")
         .label("Runbooks at")
         .description("Where this repository's docs/runbooks can be read, without a slash at the end.")
-        .default_value("docs/runbooks")
+        .default_value(RUNBOOKS)
     )
     made.link(
         boards.DashboardLink("kvgauge")
@@ -208,7 +210,8 @@ def _describe(panel: Panel, about: About, span: int) -> None:
         [
             boards.DashboardLink("Runbook")
             .type(dashboard.DashboardLinkType.LINK)
-            .url(f"${{runbooks}}/{about.runbook}.md")
+            # As it is: some Grafanas would encode its slashes.
+            .url(f"${{runbooks:raw}}/{about.runbook}.md")
             .target_blank(True)
         ]
     )

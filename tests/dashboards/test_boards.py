@@ -43,8 +43,8 @@ def test_every_panel_says_what_it_is(name: str) -> None:
 def test_every_panel_leads_to_a_runbook_that_exists(name: str) -> None:
     for panel in panels(name):
         url = panel["links"][0]["url"]
-        assert url.startswith("${runbooks}/"), panel["title"]
-        assert (_DOCS / "runbooks" / url.removeprefix("${runbooks}/")).is_file(), url
+        assert url.startswith("${runbooks:raw}/"), panel["title"]
+        assert (_DOCS / "runbooks" / url.removeprefix("${runbooks:raw}/")).is_file(), url
 
 
 @pytest.mark.parametrize("name", NAMES)

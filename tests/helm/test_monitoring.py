@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import helm_python
 import pytest
@@ -89,8 +91,28 @@ def test_runbooks_are_found_where_the_values_say() -> None:
     ]
     assert told
     assert all(url.startswith(f"{base}/") and url.endswith(".md") for url in told)
+    for board in boards(merged(SWITCHES["dashboards"], runbooks_at(base))):
+        (variable,) = (each for each in board["templating"]["list"] if each["name"] == "runbooks")
+        assert variable["query"] == base
     with pytest.raises(helm_python.HelmError, match="runbookBaseUrl"):
         render(merged(SWITCHES["rules"], runbooks_at("javascript:alert(1)")))
+
+
+def test_dashboards_are_the_files_but_for_where_runbooks_are() -> None:
+    plain = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(ALERTS.parent.glob("*.json"))]
+    assert plain
+    assert boards(SWITCHES["dashboards"]) == plain
+    elsewhere = boards(merged(SWITCHES["dashboards"], runbooks_at("https://wiki.example.com/runbooks")))
+    for board in elsewhere:
+        (variable,) = (each for each in board["templating"]["list"] if each["name"] == "runbooks")
+        variable["query"] = "docs/runbooks"
+    assert elsewhere == plain
+
+
+def boards(values: Mapping[str, Any]) -> list[Manifest]:
+    """The dashboards that Grafana gets, by name."""
+    maps = [one["data"] for one in of_kind(render(values), "ConfigMap") if "-dashboard-" in one["metadata"]["name"]]
+    return [json.loads(text) for _, text in sorted(item for data in maps for item in data.items())]
 
 
 def runbooks_at(base: str) -> dict[str, object]:
