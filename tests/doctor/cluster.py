@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -147,11 +148,16 @@ def kubeconfig(folder: Path, url: str) -> str:
 
 def looked(folder: Path, api: FakeApiServer, **more: object) -> Mapping[str, Finding]:
     """What the doctor finds there, by check; of several lines of one check the worst."""
-    settings = validated_role(DoctorSettings, {"cluster": True, "kubeconfig": kubeconfig(folder, api.url), **more})
+    config = kubeconfig(folder, api.url)
+    settings = validated_role(DoctorSettings, {"cluster": True, "kubeconfig": config, **more})
     try:
         found = examine(settings)
     except InputError as error:
         raise AssertionError(str(error)) from None
     assert all(finding.next for finding in found if finding.status in ("warn", "fail")), found
+    # Commands ask the cluster that was named.
+    named = f" --kubeconfig {config}"
+    assert all(named in finding.next for finding in found if finding.next), found
+    short = [replace(finding, next=finding.next and finding.next.replace(named, "")) for finding in found]
     worst = ("ok", "skip", "warn", "fail")
-    return {finding.check: finding for finding in sorted(found, key=lambda each: worst.index(each.status))}
+    return {finding.check: finding for finding in sorted(short, key=lambda each: worst.index(each.status))}

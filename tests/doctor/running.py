@@ -48,7 +48,8 @@ def doctor(*arguments: str, environ: Mapping[str, str] | None = None) -> Told:
     """What is found; by a process of its own where its surroundings matter. Every complaint has its command."""
     if environ is None:
         settings, _, _ = load(arguments, {})
-        lines = [Line(each.check, each.status, each.found, each.next) for each in examine(settings)]
+        found = examine(settings, flags=arguments)
+        lines = [Line(each.check, each.status, each.found, each.next) for each in found]
         code = int(any(line.status == "fail" for line in lines))
     else:
         answer = run("--json", *arguments, environ=environ)

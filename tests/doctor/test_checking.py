@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from kvgauge.doctor import checking, checking_hpas
 from kvgauge.doctor.asking import Answer
 from kvgauge.doctor.autoscalers import KNOWN, Hpa, NamedMetric, Target, hpa_of, selector_of
-from kvgauge.doctor.checking import Here
 from kvgauge.doctor.findings import since, words
+from kvgauge.doctor.here import Here
 from kvgauge.doctor.looking import LocalFacts, Looked, SidecarFacts
 from kvgauge.doctor.looking_around import Scaled
 from kvgauge.observe.owning import Ownership
@@ -48,7 +48,7 @@ def facts(*gpus: GpuReading, ownership: Ownership | None = None) -> LocalFacts:
 
 def test_devices() -> None:
     assert checking.driver(Looked((a_gpu(0), a_gpu(1))), HERE).found == "2 GPUs: NVIDIA H100, driver 570.1"
-    assert checking.gpu_view(facts(a_gpu()), HERE).found == "1 of 1 visible are the engine's: 40.0 of 80.0 GiB used"
+    assert checking.gpu_view(facts(a_gpu()), HERE).found == "1 of 1 visible are the engine's: 40.0 GiB of 80.0 GiB used"
 
 
 @pytest.mark.parametrize(

@@ -320,3 +320,53 @@ def test_one_namespace(tmp_path: Path, api: Cluster) -> None:
     assert "no pod of namespace other" in found["pods"].found
     assert found["pods"].next == "kubectl get pods -n other -L kvgauge.dev/inject,kvgauge.dev/sidecar"
     assert not any(name.startswith("hpa llm") for name in found)
+
+
+def test_commands_ask_the_cluster_that_was_looked_at(tmp_path: Path, api: Cluster) -> None:
+    config = kubeconfig(tmp_path, api.url)
+    replace_hpa(api, an_hpa(pods_metric("kvgauge_laod_ratio")))
+    named = run("--cluster", "--kubeconfig", config, "--json")
+    told = {line["check"]: line["next"] for line in json.loads(named.stdout)}
+    assert told["hpa llm/llama metric"] == f"kubectl --kubeconfig {config} -n llm edit hpa llama"
+    # kubectl finds by itself the one that the variable names.
+    found = run("--cluster", "--json", environ={"KUBECONFIG": config})
+    told = {line["check"]: line["next"] for line in json.loads(found.stdout)}
+    assert told["hpa llm/llama metric"] == "kubectl -n llm edit hpa llama"
+
+
+def test_the_release_is_named_where_it_is_known(tmp_path: Path, api: Cluster) -> None:
+    api.delete("apiservices", "", APISERVICE)
+    assert looked(tmp_path, api)["apiservice"].next == "helm list -A"
+    api.delete("pods", "kvgauge", "kvgauge-aggregator-1")
+    aggregator = an_aggregator("kvgauge-aggregator-1")
+    aggregator["metadata"]["labels"]["app.kubernetes.io/instance"] = "gauges"
+    api.create("pods", aggregator)
+    assert looked(tmp_path, api)["apiservice"].next == "helm get values gauges --all -n kvgauge"
+
+
+def test_ages_and_values_are_said(tmp_path: Path, api: Cluster) -> None:
+    hpa = an_hpa()
+    current = {"metric": {"name": "kvgauge_load_ratio"}, "current": {"averageValue": "815m"}}
+    hpa["status"]["currentMetrics"] = [{"type": "Pods", "pods": current}, {"type": "Resource"}]
+    replace_hpa(api, hpa)
+    found = looked(tmp_path, api)
+    assert "valid advice, the oldest 0.5 s old: " in found["sidecars"].found
+    assert found["hpa llm/llama conditions"].found.endswith("; it last read kvgauge_load_ratio 815m")
+
+
+@pytest.mark.parametrize(("number", "left"), [(8, False), (9, True)])
+def test_more_than_are_looked_at(tmp_path: Path, api: Cluster, number: int, left: bool) -> None:
+    """Eight are looked at one by one; that there are more is said, with what to type to see them."""
+    api.delete(HPAS, "llm", "llama")
+    for each in range(number):
+        hpa = an_hpa()
+        hpa["metadata"]["namespace"] = f"team-{each}"
+        api.create(HPAS, hpa)
+    found = looked(tmp_path, api)
+    assert ("hpa" in found) is left
+    if left:
+        assert found["hpa"].found == "only 8 of 9 that follow kvgauge were looked at"
+        assert found["hpa"].next == "kvgauge doctor --cluster --namespace team-8"
+    # The pods' own namespace is one more.
+    assert "only 8 of 9 namespaces" in found["metric"].found
+    assert (found["metric"].next or "").startswith("kvgauge doctor --cluster --namespace team-")

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from kvgauge.doctor import checking, checking_cluster
-from kvgauge.doctor.checking import Here
+from kvgauge.doctor.here import Here
 
 from .test_checking import facts
 

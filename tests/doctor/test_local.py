@@ -56,8 +56,6 @@ def test_a_pod_that_works(pod: Pod) -> None:
     # With or without a GPU here.
     driver = statuses.pop("driver"), statuses.pop("gpu")
     assert driver in {("ok", "ok"), ("warn", "skip")}
-    sources = statuses.pop("sources")
-    assert sources == ("ok" if driver[0] == "ok" else "warn")
     assert set(statuses.values()) == {"ok"}, told
     assert list(told.lines) == [
         "driver", "gpu", "engine", "metrics", "model", "agent", "sidecar", "page", "sources", "advice",
@@ -114,8 +112,8 @@ def test_the_pod_that_the_injector_tells_is_in_the_command(pod: Pod) -> None:
     [
         ({"/metrics": page(b"# TYPE other gauge\nother 1\n")}, "no_engine_series", "/metrics | head"),
         ({"/metrics": page(b"<html></html>", "text/html")}, "not_metrics", "/metrics | head"),
-        ({}, "http_status", "/metrics | head"),
-        ({"/metrics": status(401)}, "unauthorized", "KVGAUGE_ENGINE_API_KEY"),
+        ({}, "http_status", "curl -sSi -m 5 http://127.0.0.1:"),
+        ({"/metrics": status(401)}, "unauthorized", "read -rs KVGAUGE_ENGINE_API_KEY; "),
     ],
 )
 def test_a_program_that_is_no_engine(routes: dict[str, object], reason: str, command: str) -> None:
@@ -135,7 +133,8 @@ def test_metrics_that_are_missing() -> None:
         told = doctor("--local", "--engine-url", url)
     assert (told["engine"].status, told["metrics"].status) == ("ok", "fail")
     assert "capacity_tokens" in told["metrics"].found
-    assert told["metrics"].next == "kvgauge doctor --engine-capacity-tokens N"
+    # vLLM's own series is what is missing: no flag stands in for it.
+    assert (told["metrics"].next or "").startswith(f"curl -sS -m 5 {url}/metrics")
     queueless = b"\n".join(line for line in VLLM.split(b"\n") if b"num_requests_waiting" not in line)
     with serving({"/metrics": page(queueless)}) as url:
         told = doctor("--local", "--engine-url", url)
@@ -171,11 +170,14 @@ def test_a_spool(pod: Pod, tmp_path: Path) -> None:
 
 
 def test_a_sidecar_that_is_down(pod: Pod) -> None:
-    told = doctor("--local", "--engine-url", pod.engine_url, "--sidecar-url", free_address(), environ={})
+    away = free_address()
+    told = doctor("--local", "--engine-url", pod.engine_url, "--sidecar-url", away, environ={})
     assert told.code == 1
     names = ("sidecar", "page", "sources", "advice")
     assert [told[name].status for name in names] == ["fail", "skip", "skip", "skip"]
-    assert told["sidecar"].next == f"kvgauge sidecar --engine-url {pod.engine_url}"
+    # As it was called, and where it was looked for.
+    started = f"{' '.join(KVGAUGE)} sidecar --engine-url {pod.engine_url} --port {away.rpartition(':')[2]}"
+    assert told["sidecar"].next == started
 
 
 def test_a_sidecar_whose_engine_is_away() -> None:
@@ -186,6 +188,7 @@ def test_a_sidecar_whose_engine_is_away() -> None:
     assert told["page"].status == "ok"
     assert told["sources"].status == told["advice"].status == "fail"
     assert "engine (refused)" in told["sources"].found
+    assert told["sources"].next == "ss -ltnp"
     assert told["advice"].next == f"kvgauge top --once --url {running.url}"
 
 

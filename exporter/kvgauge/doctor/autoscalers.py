@@ -99,6 +99,8 @@ class Hpa:
     metrics: tuple[NamedMetric, ...]
     """Those of kvgauge only."""
     conditions: tuple[Condition, ...]
+    read: tuple[str, ...] = ()
+    """Each of those metrics with the value that its controller read last."""
 
     @property
     def where(self) -> str:
@@ -120,6 +122,7 @@ def hpa_of(thing: JsonObject) -> Hpa | None:
         _target(part(spec, "scaleTargetRef")),
         metrics,
         conditions_of(part(thing, "status")),
+        tuple(filter(None, (_read(each) for each in parts(part(thing, "status"), "currentMetrics")))),
     )
 
 
@@ -156,6 +159,16 @@ def _metric(stated: JsonObject) -> NamedMetric | None:
     if kind not in ("Pods", "Object", "External") or not name:
         return None
     return NamedMetric(kind, name, _target(part(body, "describedObject")) if kind == "Object" else None)
+
+
+def _read(stated: JsonObject) -> str | None:
+    metric = _metric(stated)
+    if metric is None or metric.meant is None:
+        return None
+    kind = text(stated, "type")
+    current = part(stated, kind[:1].lower() + kind[1:], "current")
+    value = text(current, "averageValue") or text(current, "value")
+    return f"{metric.name} {value}" if value else None
 
 
 def _target(reference: JsonObject) -> Target:

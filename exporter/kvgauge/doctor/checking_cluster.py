@@ -78,7 +78,7 @@ def sidecars(facts: ClusterFacts) -> Iterator[Finding]:
         namespace = refused.split("/")[0]
         yield unread("sidecars", facts.sidecars[refused], f"get pods --subresource=proxy -n {namespace}")
         return
-    good = []
+    good, ages = [], []
     for pod, answer in facts.sidecars.items():
         namespace, name = pod.split("/")
         command = f"kubectl -n {namespace} logs {name} -c kvgauge --tail=20"
@@ -91,8 +91,12 @@ def sidecars(facts: ClusterFacts) -> Iterator[Finding]:
             yield fail("sidecars", f"{pod}: {why}", f"kubectl get --raw {typed(answer.path)}")
         else:
             good.append(pod)
+            age = answer.document.get("age_seconds")
+            ages += [age] if isinstance(age, int | float) else []
     if good:
-        yield ok("sidecars", f"{len(good)} of {len(facts.sidecars)} asked give valid advice: {', '.join(good[:4])}")
+        old = f", the oldest {since(max(ages))} old" if ages else ""
+        told = f"{len(good)} of {len(facts.sidecars)} asked give valid advice{old}: {', '.join(good[:4])}"
+        yield ok("sidecars", told)
 
 
 def _invalid(answer: Answer) -> str | None:
@@ -114,8 +118,8 @@ def apiservice(facts: ClusterFacts) -> Finding:
         wanted = [scaled.hpa.where for scaled in facts.scaled if any(m.kind != "External" for m in scaled.hpa.metrics)]
         told = f"{APISERVICE} does not exist"
         if wanted:
-            return fail("apiservice", f"{told}, and {wanted[0]} needs it", "helm get values kvgauge -n kvgauge")
-        return warn("apiservice", f"{told}; without it only KEDA can follow", "helm get values kvgauge -n kvgauge")
+            return fail("apiservice", f"{told}, and {wanted[0]} needs it", _installed(facts))
+        return warn("apiservice", f"{told}; without it only KEDA can follow", _installed(facts))
     if not answer.good:
         return unread("apiservice", answer, f"get apiservices/{APISERVICE}")
     service = part(answer.document, "spec", "service")
@@ -132,6 +136,16 @@ def apiservice(facts: ClusterFacts) -> Finding:
     if owner and owner != "kvgauge":
         return warn("apiservice", f"{APISERVICE} is available, but belongs to {words(owner)} ({behind})", command)
     return ok("apiservice", f"{APISERVICE} is available, served by {behind}")
+
+
+def _installed(facts: ClusterFacts) -> str:
+    """How it was installed: which values, where the release is known."""
+    for item in facts.aggregators.items:
+        metadata = part(item, "metadata")
+        release = text(part(metadata, "labels"), "app.kubernetes.io/instance")
+        if release:
+            return f"helm get values {typed(release)} --all -n {text(metadata, 'namespace')}"
+    return "helm list -A"
 
 
 def _apiservice_command(reason: str, behind: str) -> str:
@@ -185,6 +199,11 @@ def metrics(facts: ClusterFacts, wall_seconds: float) -> Iterator[Finding]:
         else:
             ready = {pod.key.name for pod in with_sidecars(facts.pods) if pod.ready and pod.key.namespace == namespace}
             yield _metric(name, answer, ready, wall_seconds)
+    homes = {pod.key.namespace for pod in with_sidecars(facts.pods)} | {each.hpa.namespace for each in facts.scaled}
+    left = sorted(homes - facts.loads.keys())
+    if left:
+        told = f"only {len(facts.loads)} of {len(homes)} namespaces were looked at"
+        yield warn("metric", told, f"kvgauge doctor --cluster --namespace {left[0]}")
 
 
 def _metric(name: str, answer: Answer, ready: Set[str], wall_seconds: float) -> Finding:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from kvgauge.cluster.records import Pod
-from kvgauge.doctor.autoscalers import Condition, Hpa
+from kvgauge.doctor.autoscalers import Condition, Hpa, hpa_of
 from kvgauge.doctor.findings import Finding, fail, ok, since, skip, typed, warn, words
-from kvgauge.doctor.looking_around import MOST_ASKED, ClusterFacts, Scaled, with_sidecars
+from kvgauge.doctor.looking_around import ClusterFacts, Scaled, with_sidecars
 from kvgauge.doctor.telling import age_seconds, unread
 
 _LIMITED = "TooManyReplicas"
@@ -26,9 +26,14 @@ def hpas(facts: ClusterFacts, wall_seconds: float) -> Iterator[Finding]:
         yield target(scaled)
         yield pods(scaled)
         yield conditions(scaled.hpa, wall_seconds)
-    if facts.hpas.cut or len(facts.scaled) == MOST_ASKED:
-        told = f"only the first {len(facts.scaled)} that follow kvgauge were looked at"
-        yield warn("hpa", told, "kvgauge doctor --cluster --namespace NAMESPACE")
+    following = [hpa for item in facts.hpas.items if (hpa := hpa_of(item)) is not None]
+    if len(following) > len(facts.scaled):
+        told = f"only {len(facts.scaled)} of {len(following)} that follow kvgauge were looked at"
+        left = following[len(facts.scaled)].namespace
+        more = f"kvgauge doctor --cluster --namespace {left}" if left != facts.namespace else f"kubectl get hpa {where}"
+        yield warn("hpa", told, more)
+    elif facts.hpas.cut:
+        yield warn("hpa", f"only the first {len(facts.hpas.items)} were looked through", f"kubectl get hpa {where}")
 
 
 def metrics(scaled: Scaled) -> Finding:
@@ -108,7 +113,8 @@ def conditions(hpa: Hpa, wall_seconds: float) -> Finding:
     limited = next((each for each in hpa.conditions if each.type == "ScalingLimited" and each.status == "True"), None)
     if limited is not None and limited.reason == _LIMITED:
         return warn(name, f"{_told(limited, wall_seconds)}: maxReplicas holds it back", command)
-    return ok(name, ", ".join(f"{words(each.type)} {words(each.status)}" for each in hpa.conditions))
+    read = f"; it last read {words(', '.join(hpa.read))}" if hpa.read else ""
+    return ok(name, ", ".join(f"{words(each.type)} {words(each.status)}" for each in hpa.conditions) + read)
 
 
 def _told(condition: Condition, wall_seconds: float) -> str:

@@ -1,6 +1,7 @@
 """`kvgauge doctor` from its flags to its lines."""
 
 import asyncio
+import io
 import json
 import os
 import sys
@@ -8,9 +9,10 @@ import time
 from collections.abc import Sequence
 
 from kvgauge.complaints import InputError, fail
-from kvgauge.doctor.checking import Here, check
+from kvgauge.doctor.checking import check
 from kvgauge.doctor.findings import Finding, skip, warn, words
 from kvgauge.doctor.findings import fail as broken
+from kvgauge.doctor.here import Here, invoked
 from kvgauge.doctor.looking import Look, Looked, look
 from kvgauge.doctor.settings import DoctorSettings, load, started_with, to_toml
 from kvgauge.observe.records import GpuReading
@@ -28,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
         if only_print:
             sys.stdout.write(to_toml(settings))
             return
-        found = examine(settings)
+        found = examine(settings, flags=arguments, program=invoked())
     except InputError as error:
         fail(str(error))
     except KeyboardInterrupt:
@@ -42,23 +44,30 @@ def main(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
-def examine(settings: DoctorSettings, devices: Source[tuple[GpuReading, ...]] | None = None) -> list[Finding]:
+def examine(
+    settings: DoctorSettings,
+    devices: Source[tuple[GpuReading, ...]] | None = None,
+    *,
+    flags: Sequence[str] = (),
+    program: str = "kvgauge",
+) -> list[Finding]:
     """All findings, this pod's first. Both scopes at a time, some 20 s at most. Raises InputError. `devices` stands in
-    for the driver."""
+    for the driver; `flags` and `program` are what was typed, for commands that type it again."""
     deadline = time.monotonic() + _ALL_SECONDS
-    local = Look(lambda: check(look(settings, devices), Here.of(settings))) if settings.looks_here else None
-    around = _cluster(settings)
-    return ([] if local is None else _whole("pod", local.outcome(deadline))) + around
+    here = Here.of(settings, flags=flags, program=program)
+    local = Look(lambda: check(look(settings, devices), here)) if settings.looks_here else None
+    around = _cluster(settings, program)
+    return ([] if local is None else _whole("pod", local.outcome(deadline), program)) + around
 
 
-def _whole(check_name: str, looked: Looked[list[Finding]]) -> list[Finding]:
+def _whole(check_name: str, looked: Looked[list[Finding]], program: str) -> list[Finding]:
     """A fault of the doctor's own is a line like any other, and the other half is told all the same."""
     if looked.error is not None:
-        return [broken(check_name, f"the doctor itself failed: {looked.error.message}", "kvgauge --version")]
+        return [broken(check_name, f"the doctor itself failed: {looked.error.message}", f"{program} --version")]
     return looked.value or []
 
 
-def _cluster(settings: DoctorSettings) -> list[Finding]:
+def _cluster(settings: DoctorSettings, program: str) -> list[Finding]:
     if settings.local and not settings.must_look_at_cluster:
         return []
     try:
@@ -70,11 +79,11 @@ def _cluster(settings: DoctorSettings) -> list[Finding]:
     if not settings.must_look_at_cluster and not around.is_near():
         return [skip("cluster", "no kubeconfig and no service account here; --cluster or --kubeconfig asks for it")]
     try:
-        return asyncio.run(around.examine(settings.kubeconfig, settings.namespace, time.time()))
+        return asyncio.run(around.examine(settings.kubeconfig, settings.namespace, time.time(), program))
     except InputError:
         raise
     except Exception as error:
-        return [broken("cluster", f"the doctor itself failed: {type(error).__name__}", "kvgauge --version")]
+        return [broken("cluster", f"the doctor itself failed: {type(error).__name__}", f"{program} --version")]
 
 
 def show(found: Sequence[Finding], *, as_json: bool) -> None:
@@ -85,6 +94,9 @@ def show(found: Sequence[Finding], *, as_json: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name may have letters that this terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="replace")
     screen = Console(file=sys.stdout, markup=False, highlight=False, emoji=False, soft_wrap=True)
     width = max((len(finding.check) for finding in found), default=0)
     for finding in found:

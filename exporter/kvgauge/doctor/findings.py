@@ -7,6 +7,7 @@ from typing import Literal
 
 Status = Literal["ok", "warn", "fail", "skip"]
 _MOST_CHARACTERS = 300
+_GIB, _MIB = 1 << 30, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +60,14 @@ def since(seconds: float | None) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{max(seconds, 0.0):.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def many(number: int, what: str, more: str | None = None) -> str:
+    return f"{number} {what if number == 1 else more or what + 's'}"
+
+
+def bytes_of(size: float | None) -> str:
+    """A size for people."""
+    if size is None:
+        return "an unknown size"
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB / 10 else f"{size / _MIB:.1f} MiB"

@@ -1,11 +1,17 @@
 """Looks at what is in this pod: each source once, all bounded in time, and what came of it as facts."""
 
+import os
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, TypeVar
+from urllib.parse import urlsplit
 
+from kvgauge.doctor.findings import words
+from kvgauge.doctor.here import is_local
+from kvgauge.doctor.neighbours import Neighbours, neighbours
 from kvgauge.doctor.settings import DoctorSettings
 from kvgauge.observe.agent import DEFAULT_SPOOL, AgentSource
 from kvgauge.observe.engine import EngineSource
@@ -20,6 +26,9 @@ from kvgauge.observe.watching import Source
 
 PROBE_SECONDS = 5.0
 _SIDECAR_TIMEOUT_SECONDS = 2.0
+_MOST_NAMES = 4096
+_ANY_CAPACITY_TOKENS = 1 << 20
+"""To find out whether the setting would help; no figure comes of it."""
 
 Fact = TypeVar("Fact")
 
@@ -40,6 +49,24 @@ class SidecarFacts:
     observation: Looked[Json]
     metrics: Looked[bytes]
 
+    def sources(self) -> list[Mapping[str, object]]:
+        """How each of its sources is doing, as it says."""
+        document = self.observation.value
+        told = document.get("sources") if isinstance(document, Mapping) else None
+        return [state for state in told if isinstance(state, Mapping)] if isinstance(told, list) else []
+
+    def source(self, name: str) -> Mapping[str, object] | None:
+        return next((state for state in self.sources() if state.get("source") == name), None)
+
+    @property
+    def engine(self) -> str | None:
+        """The engine that it sees now, in words; None where it sees none."""
+        state, document = self.source("engine"), self.observation.value
+        engine = document.get("engine") if isinstance(document, Mapping) else None
+        if state is None or state.get("up") is not True or not isinstance(engine, Mapping):
+            return None
+        return " ".join(filter(None, (words(engine.get("engine")), words(engine.get("version"))))) or None
+
 
 @dataclass(frozen=True, slots=True)
 class LocalFacts:
@@ -53,12 +80,23 @@ class LocalFacts:
     spool: str
     spool_is_named: bool
     ownership: Ownership
+    spool_age_seconds: float | None = None
+    """Of the newest file in the spool, by its modification time; None where there is none to be seen."""
+    model_path: str | None = None
+    """What was looked for."""
+    neighbours: Neighbours = field(default_factory=Neighbours)
+    with_a_capacity: EngineReading | None = None
+    """The engine's reading were it told its capacity, which its pages lack; None where nobody has to tell it."""
+    wall_seconds: float | None = None
+    """Unix time at which the sidecar was asked."""
 
 
 def look(settings: DoctorSettings, devices: Source[tuple[GpuReading, ...]] | None = None) -> LocalFacts:
     """All at once; the model after the engine, which may have to name it. Takes twice PROBE_SECONDS at most.
     `devices` stands in for the driver."""
     agent_source = AgentSource(settings.spool)
+    spool = settings.spool or DEFAULT_SPOOL
+    wall_seconds = time.time()
     deadline = time.monotonic() + PROBE_SECONDS
     driver = Look((devices or NvmlSource()).read)
     engine_look = None if settings.engine in PAGELESS else Look(_engine(settings).read)
@@ -70,16 +108,35 @@ def look(settings: DoctorSettings, devices: Source[tuple[GpuReading, ...]] | Non
     reading = engine.value
     path = settings.model or (reading and (reading.model_path or reading.model)) or None
     model = Look(ModelSource(path).read) if path is not None or reading is not None else None
+    seen = Look(lambda: neighbours(urlsplit(settings.address).port if is_local(settings.address) else None))
+    newest = Look(lambda: _newest_age_seconds(spool))
+    told = None
+    if reading is not None and any(rank.capacity_tokens is None for rank in reading.ranks):
+        told = Look(_engine(settings, _ANY_CAPACITY_TOKENS).read).outcome(time.monotonic() + PROBE_SECONDS).value
     return LocalFacts(
+        with_a_capacity=told,
         devices=driver.outcome(deadline),
         engine=engine,
         model=Looked() if model is None else model.outcome(time.monotonic() + PROBE_SECONDS),
         agent=Looked() if agent is None else agent.outcome(deadline),
         sidecar=SidecarFacts(advice.outcome(deadline), observation.outcome(deadline), metrics.outcome(deadline)),
-        spool=settings.spool or DEFAULT_SPOOL,
+        spool=spool,
         spool_is_named=settings.spool is not None,
         ownership=Ownership(settings.gpu_count, frozenset((settings.gpu_uuids or "").split(",")) - {""}),
+        spool_age_seconds=newest.outcome(time.monotonic() + PROBE_SECONDS).value,
+        model_path=path,
+        neighbours=seen.outcome(time.monotonic() + PROBE_SECONDS).value or Neighbours(),
+        wall_seconds=wall_seconds,
     )
+
+
+def _newest_age_seconds(folder: str) -> float | None:
+    try:
+        with os.scandir(folder) as entries:
+            times = [entry.stat(follow_symlinks=False).st_mtime for entry in islice(entries, _MOST_NAMES)]
+    except OSError:
+        return None
+    return max(time.time() - max(times), 0.0) if times else None
 
 
 class Look(Generic[Fact]):
@@ -106,7 +163,7 @@ class Look(Generic[Fact]):
             self._looked = Looked(error=SourceError("internal", f"{type(error).__name__} while reading"))
 
 
-def _engine(settings: DoctorSettings) -> EngineSource:
+def _engine(settings: DoctorSettings, capacity_tokens: int | None = None) -> EngineSource:
     key = settings.engine_api_key
     endpoint = Endpoint(
         settings.engine_url,
@@ -114,7 +171,7 @@ def _engine(settings: DoctorSettings) -> EngineSource:
         api_key=key.get_secret_value() if key is not None else None,
     )
     hints = Hints(
-        capacity_tokens=settings.engine_capacity_tokens,
+        capacity_tokens=settings.engine_capacity_tokens or capacity_tokens,
         kv_dtype=settings.engine_kv_dtype,
         max_model_len=settings.engine_max_model_len,
         parallel=settings.engine_parallel,
