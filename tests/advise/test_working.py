@@ -92,5 +92,21 @@ def test_a_load_by_what_arrives_is_told_by_what_arrives() -> None:
     arrivals, safe = terms["arrivals_per_second"], terms["safe_requests_per_second"]
     assert said == (
         f"{advice.running} run and {advice.waiting} wait; {arrivals:.2g} requests arrive a second, {safe:.2g} can "
-        f"safely be finished: the load is {advice.load_ratio:.0%} of what is safe."
+        f"safely be finished, which is {advice.load_ratio:.0%} of what is safe."
+    )
+
+
+def test_a_load_ratio_that_follows_what_is_now_says_so() -> None:
+    watched = Watched(replace(SPEC, max_model_len=32_768))
+    *_, before = watched.ticks(at_rate(chat, 16), 120)
+    for _ in range(20):
+        advice = watched.tick()
+    now, said = advice.terms["load_now_ratio"], advice.explanation[-2]
+    assert before.load_ratio is not None
+    assert advice.load_ratio is not None
+    assert isinstance(now, float)
+    assert now < advice.load_ratio - 0.05
+    assert said.endswith(
+        f"which is {now:.0%} of what is safe; the load ratio is still {advice.load_ratio:.0%} and follows within a "
+        "minute."
     )

@@ -46,7 +46,8 @@ def test_the_headline_and_the_numbers_are_those_of_the_advice(browser: "Browser"
         advice = sidecar.json("/v1/advice")
         load = advice["load_ratio"]
         near = load >= 0.85 or advice["running"] + advice["waiting"] > advice["safe_concurrency"]
-        assert visit.text("h1") == ("Over the limit" if load > 1 else "Near the limit" if near else "Safe")
+        present = min(advice["terms"]["load_now_ratio"], load)
+        assert visit.text("h1") == ("Over the limit" if present > 1 else "Near the limit" if near else "Safe")
         assert visit.page.title().startswith(visit.text("h1"))
         line = f"{advice['running']} running, {advice['waiting']} waiting; {advice['safe_concurrency']} may safely run"
         assert visit.text("#numbers").replace(",", "").startswith(line.replace(",", ""))
@@ -76,6 +77,16 @@ def test_the_word_changes_at_the_target_and_beyond_all_that_is_safe(
         visit.until_live()
         assert visit.text("h1") == word
         assert _tiles(visit)["Load ratio"][0] == shown
+
+
+def test_a_load_that_is_falling_is_near_the_limit_while_the_load_ratio_follows(browser: "Browser") -> None:
+    scene = scenes.several_gpus_and_ranks(load_ratio=1.29)
+    advice = replace(scene.advice, terms={**scene.advice.terms, "load_now_ratio": 0.68})
+    with served(_board(replace(scene, advice=advice))) as url, visiting(browser, url) as visit:
+        visit.until_live()
+        assert visit.text("h1") == "Near the limit"
+        assert visit.text("#advice").startswith("It was over the limit and is falling: 0.68 now")
+        assert _tiles(visit)["Load ratio"][0] == "1.29"
 
 
 def test_more_than_is_promised_is_near_the_limit_however_little_they_hold(browser: "Browser") -> None:

@@ -13,6 +13,9 @@ _ORIGINS = {
     "lifetime": "since the engine started",
 }
 
+_CALM_RATIO = 0.05
+"""So far the published load and the present one are the same to a reader."""
+
 
 def sentences(
     presence: Presence,
@@ -79,11 +82,13 @@ def _here(presence: Presence, load: Load, load_ratio: float, binding: Limit) -> 
     few = presence.running + presence.queued <= binding.requests
     if few and load.by_rate_ratio == load.ratio and load.arrivals_per_second and load.safe_requests_per_second:
         arrivals, safe = load.arrivals_per_second, load.safe_requests_per_second
-        return (
-            f"{here}; {arrivals:.2g} requests arrive a second, {safe:.2g} can safely be finished: the load is "
-            f"{load_ratio:.0%} of what is safe."
-        )
-    return f"{here}, which is {load_ratio:.0%} of what is safe."
+        here += f"; {arrivals:.2g} requests arrive a second, {safe:.2g} can safely be finished"
+    if abs(load_ratio - load.ratio) <= _CALM_RATIO:
+        return f"{here}, which is {load_ratio:.0%} of what is safe."
+    return (
+        f"{here}, which is {load.ratio:.0%} of what is safe; the load ratio is still {load_ratio:.0%} and follows "
+        "within a minute."
+    )
 
 
 def _outlook(exhaustion_seconds: float | None) -> str:
