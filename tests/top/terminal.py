@@ -56,6 +56,15 @@ class Terminal:
                 break
         raise AssertionError(f"not seen: {what}\n" + "\n".join(plain(self.output[-6000:])))
 
+    def drawn_until(self, holds: Callable[[], bool], what: str) -> None:
+        """Takes what is drawn until it holds. Raises AssertionError."""
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while not holds():
+            assert time.monotonic() < deadline, f"not seen: {what}"
+            self._read(0.05)
+        while self._read(0.0):
+            pass
+
     def end(self) -> int:
         """The exit code, once the program has ended by itself."""
         deadline = time.monotonic() + _WAIT_SECONDS

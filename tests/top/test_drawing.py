@@ -94,3 +94,19 @@ def test_no_answer_breaks_a_frame(advice: dict[str, Any], assessment: Any, obser
         {"engine": observation, "gpus": [observation], "sources": [observation]},
     ]
     frame([Seen("http://a:1", pod_view(*json.loads(json.dumps(told))), 0.5)], 0, 80, 24)
+
+
+def test_what_rounds_to_nothing_has_no_minus() -> None:
+    size = 40 * (1 << 30)
+    total = {"component": "total", "expected_bytes": size + 4096, "actual_bytes": size}
+    assessment = {"gpus": [{"uuid": "GPU-1", "components": [], "total": total}]}
+    view = pod_view(ADVICE, assessment, OBSERVATION)
+    assert "off by +0.0%" in frame([Seen("http://127.0.0.1:9838", view, 0.5)], 0, 80).plain
+
+
+def test_the_age_is_first_where_the_name_leaves_no_room() -> None:
+    view = pod_view(ADVICE, ASSESSMENT, OBSERVATION)
+    seen = [Seen("http://a-pod-with-a-rather-long-name.llm.svc:9838", view, 42.0, "no connection (refused)")]
+    for width in (20, 40):
+        assert frame(seen, 0, width).plain.startswith("STALE, 42 s old")
+    assert frame(seen, 0, 200).plain.startswith("a-pod-with")

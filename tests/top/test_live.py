@@ -1,15 +1,18 @@
 """`kvgauge top` as it is met: the real sidecar on the embedded engine, and a terminal of several sizes."""
 
 import json
+import os
 import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
-from tests.support.process import KVGAUGE
+from kvgauge.simulate.serving import EmbeddedEngine
+from tests.support.process import KVGAUGE, sidecar
 from tests.support.web import Behaviour, page, serving, status
 
 from .pages import ADVICE, pages
@@ -82,6 +85,88 @@ def test_it_follows_the_window(demo: str) -> None:
         assert "more lines" in lines[-1]
 
 
+def test_the_smallest_window_still_says_how_fresh_it_is(demo: str) -> None:
+    with terminal([*TOP, "--url", demo], 20, 5) as shown:
+        lines = shown.until(lambda lines: "load" in "".join(lines), "the load")
+        assert fits(shown, lines, 5), lines
+        assert re.match(r"\d\.\d s old", lines[0]), lines
+        for columns, rows in ((10, 2), (1, 1), (20, 5)):
+            shown.resize(columns, rows)
+            lines = shown.until(lambda lines, rows=rows: len(lines) == rows, f"{columns} by {rows}")  # type: ignore[misc]
+            assert fits(shown, lines, rows), lines
+        shown.type(b"q")
+        assert shown.end() == 0
+
+
+def test_no_colours_where_none_are_wanted(demo: str) -> None:
+    with terminal([*TOP, "--url", demo], 80, 24, {"NO_COLOR": "1"}) as shown:
+        lines = shown.until(lambda lines: any("running" in line for line in lines), "the requests")
+        assert "█" in "\n".join(lines)
+        assert not re.search(r"\x1b\[3\d|\x1b\[[\d;]*;3\d", shown.output)
+        shown.type(b"q")
+        assert shown.end() == 0
+
+
+def test_a_dumb_terminal_gets_one_frame(demo: str) -> None:
+    with terminal([*TOP, "--url", demo], 80, 24, {"TERM": "dumb"}) as shown:
+        assert shown.end() == 0
+        assert "\x1b" not in shown.output
+        assert "requests" in shown.output
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_marks_that_the_terminal_lacks(demo: str, encoding: str) -> None:
+    environ = {"PYTHONIOENCODING": encoding}
+    with terminal([*TOP, "--url", demo], 80, 24, environ) as shown:
+        lines = shown.until(lambda lines: any("running" in line for line in lines), "the requests")
+        assert fits(shown, lines, 24), lines
+        assert re.search(r"^load +\S+ +[#.]+$", "\n".join(lines), re.MULTILINE)
+        shown.type(b"q")
+        assert shown.end() == 0
+    answer = once("--once", "--url", demo, environ=environ)
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+def state_of(shown: Terminal) -> str:
+    return Path(f"/proc/{shown.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_stopped_and_in_the_foreground_again(demo: str) -> None:
+    """SIGTSTP is what a terminal makes of Ctrl-Z, SIGCONT what a shell's fg sends."""
+    with terminal([*TOP, "--url", demo], 80, 24) as shown:
+        for _ in range(2):
+            shown.until(lambda lines: any("running" in line for line in lines), "the requests")
+            shown.process.send_signal(signal.SIGTSTP)
+            shown.drawn_until(lambda: state_of(shown) == "T", "a stopped program")
+            # The shell has its terminal back.
+            assert shown.echoes
+            assert shown.output.rpartition("\x1b[?1049")[2].startswith("l")
+            assert shown.output.rpartition("\x1b[?25")[2].startswith("h")
+            shown.process.send_signal(signal.SIGCONT)
+        shown.until(lambda lines: any("running" in line for line in lines), "the requests again")
+        assert not shown.echoes
+        shown.type(b"q")
+        assert shown.end() == 0
+        assert shown.echoes
+
+
+def test_a_sidecar_that_stops_is_stale_with_its_age() -> None:
+    with (
+        EmbeddedEngine(seed=1) as engine,
+        sidecar("--engine-url", engine.base_url) as running,
+        terminal([*TOP, "--url", running.url], 80, 24) as shown,
+    ):
+        shown.until(lambda lines: any(line.startswith("vllm") for line in lines), "the engine")
+        running.process.send_signal(signal.SIGSTOP)
+        try:
+            lines = shown.until(lambda lines: "STALE" in lines[0], "staleness")
+        finally:
+            running.process.send_signal(signal.SIGCONT)
+        assert re.search(r"STALE, [5-9]\.\d s old: GET /v1/\w+: no answer in time \(timeout\)", lines[0]), lines
+        assert lines[1].startswith("vllm")
+        shown.until(lambda lines: lines[0].endswith(" s old"), "fresh figures again")
+
+
 def test_several_sidecars_and_the_choice_among_them(demo: str) -> None:
     away = free_address()
     with terminal([*TOP, "--url", demo, "--url", away], 80, 24) as shown:
@@ -114,8 +199,9 @@ def test_a_sidecar_that_goes_away_and_comes_back() -> None:
         assert "Nothing told." in lines
 
 
-def once(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([*TOP, *arguments], capture_output=True, text=True, check=False, timeout=30)
+def once(*arguments: str, environ: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    surroundings = {**os.environ, **(environ or {})}
+    return subprocess.run([*TOP, *arguments], capture_output=True, text=True, check=False, timeout=30, env=surroundings)
 
 
 def test_one_frame_for_a_pipe(demo: str) -> None:

@@ -1,12 +1,11 @@
 """`kvgauge top` from its flags to the end: one frame, or a live screen until q, Ctrl-C or SIGTERM."""
 
 import argparse
+import io
 import os
-import select
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvgauge.complaints import InputError, OneLineParser, fail
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     except InputError as error:
         fail(str(error))
     try:
-        if flags.once or not (sys.stdout.isatty() and sys.stdin.isatty()):
+        if flags.once or not _is_live_terminal():
             _print_once(urls)
         else:
             _live(urls, interval_seconds)
@@ -45,21 +44,19 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _print_once(urls: list[str]) -> None:
-    from kvgauge.top.drawing import frame
+    from kvgauge.top.drawing import fitted, frame
 
     screen = _console()
     seen = ask_once(urls, _ONCE_SECONDS)
-    screen.print(frame(seen, 0, screen.width), soft_wrap=True)
+    screen.print(fitted(frame(seen, 0, screen.width), screen.encoding), soft_wrap=True)
     sys.stdout.flush()
     if all(each.view is None for each in seen):
         raise SystemExit(1)
 
 
 def _live(urls: list[str], interval_seconds: float) -> None:
-    from rich.live import Live
-    from rich.text import Text
-
-    from kvgauge.top.drawing import frame
+    from kvgauge.top.drawing import fitted, frame
+    from kvgauge.top.showing import Screen
 
     screen = _console()
     asked = [Asked(url, interval_seconds) for url in urls]
@@ -68,13 +65,13 @@ def _live(urls: list[str], interval_seconds: float) -> None:
     # Ended from outside it must give the terminal back as it was, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     chosen = 0
-    with _keys() as keys, Live(Text(), console=screen, screen=True, auto_refresh=False) as live:
+    with Screen(screen) as shown:
         try:
             while True:
                 seen: list[Seen] = [each.seen() for each in asked]
                 # The size is asked anew for each frame: the window may have been drawn larger or smaller.
-                live.update(frame(seen, chosen, screen.width, screen.height), refresh=True)
-                key = keys.wait(min(_FRAME_SECONDS, interval_seconds))
+                shown.draw(fitted(frame(seen, chosen, screen.width, screen.height), screen.encoding))
+                key = shown.wait(min(_FRAME_SECONDS, interval_seconds))
                 if key in (b"q", b"Q", b"\x03", b"\x04"):
                     return
                 chosen = min(max(chosen + (key in _DOWN) - (key in _UP), 0), len(asked) - 1)
@@ -83,38 +80,17 @@ def _live(urls: list[str], interval_seconds: float) -> None:
                 each.stop()
 
 
-class _Keys:
-    """Keys as they are typed."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def wait(self, seconds: float) -> bytes:
-        """One key, or nothing within `seconds`. The end of the input ends as Ctrl-D does."""
-        ready, _, _ = select.select([self._descriptor], [], [], seconds)
-        if not ready:
-            return b""
-        return os.read(self._descriptor, 16) or b"\x04"
-
-
-@contextmanager
-def _keys() -> Iterator[_Keys]:
-    """The terminal hands out each key at once and echoes none; as it was, afterwards."""
-    import termios
-    import tty
-
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    tty.setcbreak(descriptor)
-    try:
-        yield _Keys(descriptor)
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+def _is_live_terminal() -> bool:
+    """Whether frames can be drawn over one another, and keys be read."""
+    return sys.stdout.isatty() and sys.stdin.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def _console() -> "Console":
     from rich.console import Console
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name may have letters that this terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="replace")
     # Markup off: a model's path may hold brackets.
     return Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
 
@@ -145,7 +121,8 @@ def _interval(given: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="kvgauge top",
-        description="What one or several sidecars see, live. Without a terminal one frame is printed, as with --once.",
+        description="What one or several sidecars see, live. Without a terminal, or in a dumb one, one frame is "
+        "printed, as with --once.",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -16,6 +16,8 @@ _UNKNOWN = "-"
 _TIGHT = "\N{NO-BREAK SPACE}"
 """Between a figure and its unit, until lines are broken."""
 _LABEL = 9
+_FRESHNESS = len("  STALE, 99 min old")
+_PLAIN: dict[str, str | int | None] = {"█": "#", "▒": "+", "·": ".", "…": "~"}
 
 
 def frame(seen: Sequence[Seen], chosen: int, width: int, height: int | None = None) -> Text:
@@ -40,9 +42,21 @@ def frame(seen: Sequence[Seen], chosen: int, width: int, height: int | None = No
     return Text("\n").join(_cut(line, width) for line in lines)
 
 
+def fitted(frame: Text, encoding: str) -> Text:
+    """With plain marks in the place of those that the terminal's encoding lacks."""
+    try:
+        "".join(map(str, _PLAIN)).encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return Text(frame.plain.translate(str.maketrans(_PLAIN)), style=frame.style, spans=frame.spans)
+    return frame
+
+
 def details(seen: Seen, width: int) -> Iterator[Text]:
     """One sidecar whole."""
-    yield Text(seen.name, style="bold") + _state(seen)
+    name, state = Text(seen.name, style="bold"), _state(seen)
+    # Where there is no room for both, how fresh it is comes first.
+    cut = name.cell_len + _FRESHNESS > width
+    yield Text("  ").join([state, name] if cut else [name, state])
     view = seen.view
     if view is None:
         return
@@ -66,17 +80,15 @@ def details(seen: Seen, width: int) -> Iterator[Text]:
 def _state(seen: Seen) -> Text:
     """How fresh it is, said before anything else."""
     if seen.view is None:
-        return (
-            Text(f"  unreachable: {seen.trouble}", style="bold red") if seen.trouble else Text("  asked", style="dim")
-        )
+        return Text(f"unreachable: {seen.trouble}", style="bold red") if seen.trouble else Text("asked", style="dim")
     age = _span(seen.age_seconds)
     if seen.stale:
-        return Text(f"  STALE, {age} old: {seen.trouble or 'it stands still'}", style="bold red")
+        return Text(f"STALE, {age} old: {seen.trouble or 'it stands still'}", style="bold red")
     if seen.trouble is not None:
-        return Text(f"  {age} old, then {seen.trouble}", style="yellow")
+        return Text(f"{age} old, then {seen.trouble}", style="yellow")
     if not seen.view.valid:
-        return Text(f"  advice is not valid, {age} old", style="yellow")
-    return Text(f"  {age} old", style="green")
+        return Text(f"advice is not valid, {age} old", style="yellow")
+    return Text(f"{age} old", style="green")
 
 
 def _load(view: PodView, width: int) -> Iterator[Text]:
@@ -111,7 +123,8 @@ def _pool(pool: PoolView, several: bool, width: int) -> Iterator[Text]:
 def _gpu(gpu: GpuView, width: int) -> Iterator[Text]:
     predicted = gpu.total.predicted_bytes if gpu.total is not None else None
     actual = gpu.total.actual_bytes if gpu.total is not None and gpu.total.actual_bytes is not None else gpu.used_bytes
-    off = f", off by {(actual - predicted) / actual:+.1%}" if actual and predicted is not None else ""
+    # No minus before what rounds to nothing.
+    off = f", off by {round((actual - predicted) / actual, 3) or 0.0:+.1%}" if actual and predicted is not None else ""
     yield from _told(f"gpu {gpu.gpu}", f"{gpu.name}, {_size(gpu.card_bytes)}{off}", width)
     for label, size in (("predicted", predicted), ("actual", actual)):
         yield _labelled(label, f"{_size(size):>8}", *_bar([(size, "█", "blue")], gpu.card_bytes, width))
