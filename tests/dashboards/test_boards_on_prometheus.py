@@ -1,17 +1,15 @@
 """Every query of every dashboard on a real Prometheus that scrapes a real sidecar beside the embedded engine."""
 
 import http.server
-import json
 import sys
 import threading
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
+from tests.dashboards.asking import Prometheus, prometheus_with, scraping
 from tests.dashboards.boards import NAMES, choices, filled, metrics, queries
 from tests.e2e.processes import free_port
 from tests.support.process import eventually
@@ -54,36 +52,17 @@ class _AggregatorLike(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Prometheus:
-    """Asks a Prometheus."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def get(self, path: str, **query: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(query)}", timeout=5) as answer:
-            return json.load(answer)["data"]
-
-    def ask(self, expr: str) -> list[Any]:
-        found: list[Any] = self.get("/api/v1/query", query=expr)["result"]
-        return found
-
-
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     folder = tmp_path_factory.mktemp("prometheus")
     with ExitStack() as stack:
-        sidecar, page, own = free_port(), stack.enter_context(_aggregator_like()), free_port()
+        sidecar, page = free_port(), stack.enter_context(_aggregator_like())
         demo = [sys.executable, "-m", "kvgauge", "demo", "--port", str(sidecar)]
         stack.enter_context(running(demo, folder / "demo.log", ready=f"http://127.0.0.1:{sidecar}/readyz"))
-        (folder / "prometheus.yml").write_text(_config(sidecar, page))
-        command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}", "--log.level=error"]
-        command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{own}"]
-        ready = f"http://127.0.0.1:{own}/-/ready"
-        stack.enter_context(running(command, folder / "prometheus.log", ready=ready))
-        asked = Prometheus(f"http://127.0.0.1:{own}")
+        pages = {"kvgauge": f"127.0.0.1:{sidecar}", "aggregator": f"127.0.0.1:{page}"}
+        asked = stack.enter_context(prometheus_with(scraping(pages, rules=[], namespace="a", pod="p"), folder))
         needed = {metric for name in NAMES for _, expr in queries(name) for metric in metrics(expr)} - NOT_HERE.keys()
-        eventually(lambda: needed <= _known(asked), 45, "every series the dashboards ask for")
+        eventually(lambda: needed <= asked.names(), 45, "every series the dashboards ask for")
         rate = 'rate(kvgauge_preemptions_total{pod="p"}[8s])'
         eventually(lambda: bool(asked.ask(rate)), 10, "a second scrape")
         yield asked
@@ -132,22 +111,6 @@ def test_pods_for_so_many_requests(prometheus: Prometheus) -> None:
     # The embedded pool has 476,016 slots: 119 requests of 4,000 tokens.
     assert float(prometheus.ask(filled(expr, VALUES))[0]["value"][1]) == 1
     assert float(prometheus.ask(filled(expr, {**VALUES, "requests": "120"}))[0]["value"][1]) == 2
-
-
-def _known(asked: Prometheus) -> set[str]:
-    try:
-        return set(asked.get("/api/v1/label/__name__/values"))
-    except OSError:
-        return set()
-
-
-def _config(sidecar: int, page: int) -> str:
-    target = {"targets": [f"127.0.0.1:{sidecar}"], "labels": {"namespace": "a", "pod": "p"}}
-    jobs = [
-        {"job_name": "kvgauge", "static_configs": [target]},
-        {"job_name": "aggregator", "honor_labels": True, "static_configs": [{"targets": [f"127.0.0.1:{page}"]}]},
-    ]
-    return json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs})
 
 
 @contextmanager
