@@ -5,6 +5,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -178,12 +179,23 @@ def test_an_aggregator_that_is_away(tmp_path: Path, api: Cluster) -> None:
     ],
 )
 def test_an_apiservice_that_is_false(tmp_path: Path, api: Cluster, reason: str, command: str) -> None:
-    api.update("apiservices", an_apiservice("False", reason, "it is\nnot there"))
+    broken = an_apiservice("False", reason, "it is\nnot there")
+    changed = datetime.now(UTC) - timedelta(days=2, hours=1)
+    broken["status"]["conditions"][0]["lastTransitionTime"] = changed.isoformat(timespec="seconds")
+    api.update("apiservices", broken)
     found = looked(tmp_path, api)
     assert found["apiservice"].status == "fail"
-    assert f"is False: {reason}: it is not there" in found["apiservice"].found
+    assert f"is False for 2 d: {reason}: it is not there" in found["apiservice"].found
     assert found["apiservice"].next == command
     assert found["metric"].status == "skip"
+
+
+def test_an_aggregator_that_the_api_server_does_not_reach(tmp_path: Path, api: Cluster) -> None:
+    why = "failing or missing response from https://10.0.0.7:6443: context deadline exceeded"
+    api.update("apiservices", an_apiservice("False", "FailedDiscoveryCheck", why))
+    found = looked(tmp_path, api)["apiservice"]
+    assert "a firewall or a network policy" in found.found
+    assert found.next == "kubectl -n kvgauge get networkpolicies,endpointslices,pods -o wide"
 
 
 def test_an_apiservice_that_is_not_there_or_anothers(tmp_path: Path, api: Cluster) -> None:
@@ -209,8 +221,12 @@ def test_a_metric_that_cannot_be_read(tmp_path: Path, api: Cluster) -> None:
     found = looked(tmp_path, api)
     assert found["metric llm"].status == "fail"
     assert "none of the 2 selected pods" in found["metric llm"].found
+    # It serves, and has nothing fresh: what it says of its polls leads on.
+    path = "/api/v1/namespaces/kvgauge/pods/kvgauge-aggregator-1:9839/proxy/metrics"
+    assert found["metric llm"].next == f"kubectl get --raw {path} | grep -E '^kvgauge_(pods|polls_total)'"
+    api.metrics_status = 404
     path = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/llm/pods/*/kvgauge_load_ratio"
-    assert found["metric llm"].next == f"kubectl get --raw '{path}'"
+    assert looked(tmp_path, api)["metric llm"].next == f"kubectl get --raw '{path}'"
     api.metrics_status, api.metrics_age_seconds = 200, 300.0
     found = looked(tmp_path, api)
     assert found["metric llm"].status == "warn"

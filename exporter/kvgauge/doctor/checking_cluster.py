@@ -2,12 +2,15 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Set
 
+from kvgauge.cluster.names import SIDECAR
 from kvgauge.cluster.reading import ReadingError, read
+from kvgauge.cluster.settings import ServingSettings
 from kvgauge.doctor.asking import Answer, part, text
-from kvgauge.doctor.autoscalers import conditions_of
+from kvgauge.doctor.autoscalers import Condition, conditions_of
 from kvgauge.doctor.checking_hpas import hpas
 from kvgauge.doctor.findings import Finding, fail, ok, since, skip, typed, warn, words
 from kvgauge.doctor.looking_around import APISERVICE, LOAD, ClusterFacts, with_sidecars
@@ -16,6 +19,8 @@ from kvgauge.doctor.telling import age_seconds, unread
 STALE_SECONDS = 15.0
 """The aggregator drops a pod's figures after 10 s; what is older was not made by it as it is set up."""
 LINKS = ("pods", "sidecars", "apiservice", "aggregator", "metric", "hpa")
+_PLAIN_PORT = ServingSettings.model_fields["metrics_port"].default
+_TIME_OUT = re.compile("time(d |-)?out|deadline exceeded", re.IGNORECASE)
 _ALL_LABELS = "kvgauge.dev/inject,kvgauge.dev/sidecar"
 
 
@@ -28,7 +33,7 @@ def check_cluster(facts: ClusterFacts, wall_seconds: float) -> list[Finding]:
         reached,
         pods(facts),
         *sidecars(facts),
-        apiservice(facts),
+        apiservice(facts, wall_seconds),
         aggregator(facts),
         *metrics(facts, wall_seconds),
         *hpas(facts, wall_seconds),
@@ -111,7 +116,7 @@ def _invalid(answer: Answer) -> str | None:
     return f"its advice is not valid: {why}"
 
 
-def apiservice(facts: ClusterFacts) -> Finding:
+def apiservice(facts: ClusterFacts, wall_seconds: float) -> Finding:
     answer = facts.apiservice
     command = f"kubectl describe apiservice {APISERVICE}"
     if answer.status == 404:
@@ -130,8 +135,7 @@ def apiservice(facts: ClusterFacts) -> Finding:
     if available is None:
         return fail("apiservice", f"{APISERVICE} ({behind}) has no condition Available yet", command)
     if available.status != "True":
-        told = f"{APISERVICE} ({behind}) is {words(available.status)}: {words(available.reason)}"
-        return fail("apiservice", f"{told}: {words(available.message)}", _apiservice_command(available.reason, behind))
+        return fail("apiservice", *_unavailable(available, behind, wall_seconds))
     owner = text(part(answer.document, "metadata", "labels"), "app.kubernetes.io/name")
     if owner and owner != "kvgauge":
         return warn("apiservice", f"{APISERVICE} is available, but belongs to {words(owner)} ({behind})", command)
@@ -148,13 +152,21 @@ def _installed(facts: ClusterFacts) -> str:
     return "helm list -A"
 
 
-def _apiservice_command(reason: str, behind: str) -> str:
+def _unavailable(available: Condition, behind: str, wall_seconds: float) -> tuple[str, str]:
+    """What is said of it, and the command by the reason, as docs/install.md lists them."""
     namespace, name = behind.split("/")
+    reason, age = available.reason, age_seconds(available.changed, wall_seconds)
+    lasting = f" for {since(age)}" if age is not None else ""
+    told = f"{APISERVICE} ({behind}) is {words(available.status)}{lasting}: {words(reason)}: {words(available.message)}"
+    aggregator_pods = f"kubectl -n {namespace} get pods -l app.kubernetes.io/component=aggregator"
     if reason in ("ServiceNotFound", "ServicePortError"):
-        return f"kubectl -n {namespace} get service {name}"
+        return told, f"kubectl -n {namespace} get service {name}"
     if reason in ("MissingEndpoints", "EndpointsNotFound", "ServiceAccessError"):
-        return f"kubectl -n {namespace} get pods -l app.kubernetes.io/component=aggregator"
-    return f"kubectl -n {namespace} logs -l app.kubernetes.io/component=aggregator --tail=30"
+        return told, aggregator_pods
+    if _TIME_OUT.search(available.message):
+        more = "; the API server does not reach the pods' port: a firewall or a network policy"
+        return told + more, f"kubectl -n {namespace} get networkpolicies,endpointslices,pods -o wide"
+    return told, f"kubectl -n {namespace} logs -l app.kubernetes.io/component=aggregator --tail=30"
 
 
 def aggregator(facts: ClusterFacts) -> Finding:
@@ -193,7 +205,7 @@ def metrics(facts: ClusterFacts, wall_seconds: float) -> Iterator[Finding]:
             asked = f"get pods.custom.metrics.k8s.io --subresource={LOAD} -n {namespace}"
             yield unread(name, answer, asked)
         elif not answer.good:
-            yield fail(name, f"{LOAD}: {answer.why}", command)
+            yield fail(name, f"{LOAD}: {answer.why}", _polls(facts) if answer.status == 503 else command)
         elif not answer.items:
             yield fail(name, f"{LOAD}: the answer is empty", command)
         else:
@@ -204,6 +216,16 @@ def metrics(facts: ClusterFacts, wall_seconds: float) -> Iterator[Finding]:
     if left:
         told = f"only {len(facts.loads)} of {len(homes)} namespaces were looked at"
         yield warn("metric", told, f"kvgauge doctor --cluster --namespace {left[0]}")
+
+
+def _polls(facts: ClusterFacts) -> str:
+    """Shows how the aggregator fares with the pods. It serves that on a port of its own, in the clear."""
+    shown = " | grep -E '^kvgauge_(pods|polls_total)'"
+    for item in facts.aggregators.items:
+        metadata = part(item, "metadata")
+        where = f"/api/v1/namespaces/{text(metadata, 'namespace')}/pods/{text(metadata, 'name')}:{_PLAIN_PORT}"
+        return f"kubectl get --raw {typed(where + '/proxy/metrics')}{shown}"
+    return f"kubectl get pods -A -l {SIDECAR}=true -o wide"
 
 
 def _metric(name: str, answer: Answer, ready: Set[str], wall_seconds: float) -> Finding:
