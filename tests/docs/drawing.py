@@ -31,7 +31,7 @@ _STYLE = """\
   .strong, .big { fill: #eef1f5 } .line { stroke: #b4bec9 } .grid { stroke: #303843 } .dash, .edge { stroke: #eef1f5 }
   .live { fill: #5f93f0 } .reuse { fill: #d9982b } .none { fill: #0d1116; stroke: #77818d } .bad { fill: #ff7b77 }
   .soft { fill: #2a3f6b } .rest { fill: #77818d } .one { stroke: #6c9cf2 } .two { stroke: #e0a24a }
-  .three { stroke: #ff7b77 } .four { stroke: #57c98c } .hatch-ground { fill: #3b1a1d } 
+  .three { stroke: #ff7b77 } .four { stroke: #57c98c } .hatch-ground { fill: #3b1a1d }
   .hatch-line { stroke: #ff7b77 } }"""
 _HATCH = """\
 <pattern id="hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">\

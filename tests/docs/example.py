@@ -73,7 +73,7 @@ def _books(used: int, steps: int) -> SchedulerReading:
     )
 
 
-def _observation(second: int) -> Observation:
+def _observation(second: int, *, with_agent: bool) -> Observation:
     used = USED_BLOCKS - BLOCKS_PER_SECOND * (TICKS - 1 - second)
     rank = RankReading(
         rank="0",
@@ -126,13 +126,13 @@ def _observation(second: int) -> Observation:
         1, _INSTANCE, "scheduler", "vllm", 0.0, tp=1, pp=1, allocators=(allocator,), memory_bytes=memory,
         scheduler=_books(used, second),
     )  # fmt: skip
-    agent = AgentReading((process,), _INSTANCE)
+    agent = AgentReading((process,), _INSTANCE) if with_agent else None
     gpu = replace(GPU, used_bytes=DRIVER_BYTES, free_bytes=(GPU.total_bytes or 0) - DRIVER_BYTES, engine_bytes=76 * GIB)
     return Observation(
         wall_seconds=1_700_000_000.0 + second,
         monotonic_seconds=1000.0 + second,
         gpus=(replace(gpu, reserved_bytes=int(0.6 * GIB)),),
-        engine=refined(engine, agent),
+        engine=engine if agent is None else refined(engine, agent),
         model=model(),
         sources=tuple(
             SourceState(name, True, 0.5, 0.01, None, None, {}) for name in ("nvml", "engine", "agent", "model")
@@ -159,23 +159,32 @@ _PLACE = frozenset({"model", "rank", "gpu", "uuid"})
 
 @functools.cache
 def example() -> Example:
-    """Some seconds of ticks, the last one shown."""
+    """The last of some seconds of ticks. What only stands on the page where there is no agent is among the samples
+    too."""
+    without, snapshot = _shown(with_agent=False), _shown(with_agent=True)
+    terms = {name: float(value) for name, value in snapshot.advice.terms.items() if isinstance(value, int | float)}
+    return Example(snapshot, _samples(without) | _samples(snapshot) | terms)
+
+
+def _shown(*, with_agent: bool) -> Snapshot:
     history, flags = History(), EngineFlags(tp=1, max_num_seqs=1024, max_num_batched_tokens=8192)
     snapshot = None
     for second in range(TICKS):
-        observation = _observation(second)
+        observation = _observation(second, with_agent=with_agent)
         history.remember(observation)
         assessment = assess(observation, flags)
         advice = advise(assessment, history, max_num_seqs=assessment.max_num_seqs, slo_tpot_seconds=0.04)
         snapshot = Snapshot(assessment, advice)
     assert snapshot is not None
-    samples = {
+    return snapshot
+
+
+def _samples(snapshot: Snapshot) -> dict[str, float]:
+    return {
         name_of(sample.name, sample.labels): sample.value
         for family in text_string_to_metric_families(render(snapshot)[0].decode())
         for sample in family.samples
     }
-    terms = {name: float(value) for name, value in snapshot.advice.terms.items() if isinstance(value, int | float)}
-    return Example(snapshot, samples | terms)
 
 
 def name_of(name: str, labels: Mapping[str, str]) -> str:

@@ -31,7 +31,11 @@ _NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?"
 _NAMED = re.compile(
     rf'^(?P<name>[a-z_]+(?:\{{[a-z_]+="[\w, ="]+"\}})?) = (?P<sum>.+) = (?P<result>{_NUMBER})$', re.MULTILINE
 )
-_BARE = re.compile(rf"(?<![\w.}}=])(?P<sum>[\d(][\d(),.x+*/ -]*[ +*/x-]+[\d(),.x+*/ -]*?[\d)]) = (?P<result>{_NUMBER})")
+_FIGURES = r"[\d(),.x+*/ -]*"
+_BARE = re.compile(
+    rf"(?<![\w.}}=])(?P<sum>(?:(?:ceil|floor|round)(?=\())?[\d(]{_FIGURES}[ +*/x-]+{_FIGURES}?[\d)])"
+    rf" = (?P<result>{_NUMBER})"
+)
 
 
 @dataclass(frozen=True, slots=True)
