@@ -32,6 +32,8 @@ class Cluster(FakeApiServer):
         self.advice: dict[str, Object | int] = {}
         """By pod, what its sidecar answers, or an HTTP status; PLAIN unless it is here."""
         self.metrics_status = 200
+        self.metrics_text: str | None = None
+        """What the API server itself says in the place of an answer."""
         self.metrics_age_seconds = 1.0
         self.behind: tuple[str, str] | None = None
         """Address and token of a real aggregator that serves the metrics API."""
@@ -78,6 +80,8 @@ class Cluster(FakeApiServer):
                 session.get(address + request.path_qs, headers=headers, ssl=False) as answer,
             ):
                 return web.Response(body=await answer.read(), status=answer.status, content_type="application/json")
+        if self.metrics_text is not None:
+            return web.Response(text=self.metrics_text, status=self.metrics_status)
         if self.metrics_status != 200:
             told = {"kind": "Status", "message": "none of the 2 selected pods has told it", "code": self.metrics_status}
             return web.json_response(told, status=self.metrics_status)

@@ -238,6 +238,14 @@ def test_a_metric_that_cannot_be_read(tmp_path: Path, api: Cluster) -> None:
     assert "not told: llama-3" in found["metric llm"].found
 
 
+def test_a_metric_that_the_api_server_cannot_fetch(tmp_path: Path, api: Cluster) -> None:
+    api.metrics_status = 503
+    api.metrics_text = "error trying to reach service: x509: certificate signed by unknown authority\n"
+    found = looked(tmp_path, api)["metric llm"]
+    assert found.found.endswith("x509: certificate signed by unknown authority")
+    assert found.next == f"kubectl describe apiservice {APISERVICE}"
+
+
 @pytest.mark.parametrize(
     ("metric", "words"),
     [

@@ -11,7 +11,8 @@ from .cluster import Cluster, an_hpa, kubeconfig, pods_metric
 from .running import run
 from .test_checking import facts
 
-TEXT = (Path(__file__).parents[2] / "docs/doctor.md").read_text()
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs/doctor.md").read_text()
 NAMED = [match[1] for match in re.finditer(r"^\| `([^`]+)` \|", TEXT.partition("### In the pod")[2], re.MULTILINE)]
 
 
@@ -51,3 +52,27 @@ def test_the_json_is_as_it_is_described() -> None:
         assert isinstance(line["check"], str)
         assert isinstance(line["found"], str)
         assert isinstance(line["next"], str) is (line["status"] in ("warn", "fail"))
+
+
+def test_the_walks_of_the_installation_name_lines_that_there_are(tmp_path: Path) -> None:
+    install = (ROOT / "docs/install.md").read_text()
+    with Cluster() as api:
+        api.fill()
+        whole = lines_of(tmp_path, api)
+        api.delete("horizontalpodautoscalers", "llm", "llama")
+        without_hpa = lines_of(tmp_path, api)
+    walk = install.partition("## The HPA says unknown")[2]
+    named = {
+        name for step in re.findall(r"^\d\. \*\*(.*?):", walk, re.MULTILINE) for name in re.findall(r"`(.*?)`", step)
+    }
+    assert len(named) == 6
+    assert named <= whole.keys()
+    # "Only `hpa` warns, until there is one", of a namespace that is asked for by the command that stands there.
+    assert "kvgauge doctor --cluster --namespace llm\n" in install
+    assert {name: status for name, status in without_hpa.items() if status != "ok"} == {"hpa": "warn"}
+
+
+def lines_of(folder: Path, api: Cluster) -> dict[str, str]:
+    answer = run("--cluster", "--namespace", "llm", "--json", environ={"KUBECONFIG": kubeconfig(folder, api.url)})
+    assert answer.returncode == 0, answer.stdout
+    return {line["check"]: line["status"] for line in json.loads(answer.stdout)}

@@ -18,6 +18,7 @@ ANSWER_SECONDS = 4.0
 ALL_SECONDS = 18.0
 MAX_BODY_BYTES = 16 << 20
 _AT_ONCE = 8
+_MOST_TOLD_BYTES = 1024
 Query = Sequence[tuple[str, str]]
 
 
@@ -96,7 +97,10 @@ class Asker:
         except (ValueError, RecursionError):
             told = None
         if not isinstance(told, dict):
-            return Answer(0 if response.status == 200 else response.status, {}, "the answer is no JSON")
+            # Of what stands between us and who should answer: mostly it says why.
+            said = words(body[:_MOST_TOLD_BYTES].decode(errors="replace"))
+            why = f"the answer is no JSON: {said}" if said else "the answer is empty"
+            return Answer(0 if response.status == 200 else response.status, {}, why)
         why = "" if response.status == 200 else words(told.get("message")) or f"HTTP {response.status}"
         return Answer(response.status, told, why)
 

@@ -205,7 +205,7 @@ def metrics(facts: ClusterFacts, wall_seconds: float) -> Iterator[Finding]:
             asked = f"get pods.custom.metrics.k8s.io --subresource={LOAD} -n {namespace}"
             yield unread(name, answer, asked)
         elif not answer.good:
-            yield fail(name, f"{LOAD}: {answer.why}", _polls(facts) if answer.status == 503 else command)
+            yield fail(name, f"{LOAD}: {answer.why}", _unread_command(answer, facts, command))
         elif not answer.items:
             yield fail(name, f"{LOAD}: the answer is empty", command)
         else:
@@ -216,6 +216,13 @@ def metrics(facts: ClusterFacts, wall_seconds: float) -> Iterator[Finding]:
     if left:
         told = f"only {len(facts.loads)} of {len(homes)} namespaces were looked at"
         yield warn("metric", told, f"kvgauge doctor --cluster --namespace {left[0]}")
+
+
+def _unread_command(answer: Answer, facts: ClusterFacts, otherwise: str) -> str:
+    if answer.status != 503:
+        return otherwise
+    # Without a document it is the API server that speaks: it has not got through to the aggregator.
+    return _polls(facts) if answer.document else f"kubectl describe apiservice {APISERVICE}"
 
 
 def _polls(facts: ClusterFacts) -> str:
