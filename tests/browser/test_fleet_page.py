@@ -2,10 +2,8 @@
 
 import json
 import re
-import socket
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +12,12 @@ import pytest
 
 from kvgauge.cluster.store import Store
 from kvgauge.pages import composed
-from tests.cluster.fake_api_server import FakeApiServer
 from tests.cluster.stocking import pod
-from tests.cluster.test_aggregator import a_deployment, a_pod, review, running
 from tests.support.process import Sidecar, eventually
 
 from . import fleets
 from .browsing import Scheme, Visit, visiting
+from .clusters import aggregated, deaf_port
 from .fleets import Deployment, fleet, staged
 from .serving import CAPTURES, sidecar_beside
 
@@ -188,7 +185,18 @@ def test_a_workload_is_chosen_by_keyboard_and_the_choice_is_a_link(browser: "Bro
         visit.page.keyboard.press("Tab")
         visit.page.keyboard.press("Enter")
         visit.page.get_by_role("heading", name="Pods, the worst first").wait_for()
+        assert visit.page.evaluate("document.activeElement.id") == "pods-head"
         assert len(_names(visit, "pods")) == 14
+
+
+def test_skipping_to_the_answer_keeps_the_choice(browser: "Browser") -> None:
+    with staged(fleet(*fleets.TROUBLED)) as stage, visiting(browser, stage.url + CHOSEN) as visit:
+        visit.until_live()
+        visit.page.keyboard.press("Tab")
+        visit.page.keyboard.press("Enter")
+        visit.page.wait_for_event("requestfinished", lambda request: "workload=embedding-rerank-8b" in request.url)
+        assert visit.page.evaluate("document.activeElement.id") == "answer"
+        assert visit.text("#pods-head") == "Pods: embedding-rerank-8b in search"
 
 
 @pytest.mark.parametrize(
@@ -379,18 +387,9 @@ def test_all_text_stands_out_from_its_ground(
 
 def test_beside_a_real_aggregator_the_page_says_what_the_sidecars_say(browser: "Browser", tmp_path: Path) -> None:
     pages = sorted(CAPTURES.glob("*.prom"))[:2]
-    with (
-        FakeApiServer(review=review) as api,
-        sidecar_beside(pages[0]) as one,
-        sidecar_beside(pages[1]) as other,
-        bound() as silent_port,
-    ):
-        api.create("deployments", a_deployment(3))
-        ports = {"llama-1": _port(one), "llama-2": _port(other), "llama-3": silent_port}
-        for name, port in ports.items():
-            api.create("pods", a_pod(name, "127.0.0.1", port))
-        with running(tmp_path, api) as aggregator:
-            url = f"http://127.0.0.1:{aggregator.metrics}"
+    with sidecar_beside(pages[0]) as one, sidecar_beside(pages[1]) as other, deaf_port() as port:
+        pods = {"llama-1": _port(one), "llama-2": _port(other), "llama-3": port}
+        with aggregated(tmp_path, {("llm", "llama"): pods}) as url:
             telling = {"telling": 2, "silent": 1, "starting": 0, "terminating": 0}
             eventually(lambda: _api(url)["totals"]["pods"] == telling and _needed(url), 30, "two pods that tell")
             with visiting(browser, f"{url}/#llm/Deployment/llama") as visit:
@@ -406,7 +405,6 @@ def test_beside_a_real_aggregator_the_page_says_what_the_sidecars_say(browser: "
                 assert "silent, never heard" in row[0]
                 assert "the connection is refused" in row[0]
                 assert visit.complaints == []
-        assert api.complaints == []
 
 
 def _port(sidecar: Sidecar) -> int:
@@ -423,11 +421,3 @@ def _is_on_the_page(visit: Visit, told: Any) -> bool:
     except AssertionError:
         return False
     return True
-
-
-@contextmanager
-def bound() -> Iterator[int]:
-    """A port on which nothing listens, and nothing else can."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield taken.getsockname()[1]

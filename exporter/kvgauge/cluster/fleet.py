@@ -232,7 +232,10 @@ class Now:
             kv_exhaustion_seconds=_rounded(told.kv_exhaustion_seconds, 1) if told is not None else None,
             binding_limit=told.binding_limit if told is not None else None,
             age_seconds=_rounded(self.sources.reading_age(member.pod), 1),
-            created_age_seconds=round(max(self.wall_seconds - pod.created_wall_seconds, 0.0)),
+            # 0 stands for a time that the API server did not tell.
+            created_age_seconds=round(max(self.wall_seconds - made, 0.0))
+            if (made := pod.created_wall_seconds)
+            else None,
             silent_reason=_why_silent(member.pod, self.sources) if member.state == "silent" else None,
         )
 

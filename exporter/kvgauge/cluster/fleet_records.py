@@ -71,7 +71,7 @@ class PodFigures:
     binding_limit: str | None
     age_seconds: float | None
     """Since the figures that it told last; None: it never did."""
-    created_age_seconds: float
+    created_age_seconds: float | None
     silent_reason: str | None
     """Why a silent pod is silent, in words."""
 
