@@ -107,6 +107,17 @@ def test_an_engine_that_is_loading() -> None:
         assert told["engine"].next == f"curl -sSi -m 5 {url}/metrics"
 
 
+def test_an_engine_whose_metrics_are_turned_off() -> None:
+    """As vLLM with --disable-log-stats: it serves, and its page has only what every Python program's has."""
+    models = b'{"object": "list", "data": [{"id": "tiny", "object": "model", "owned_by": "vllm"}]}'
+    routes = {"/v1/models": page(models, "application/json"), "/metrics": page(b"process_open_fds 9\n")}
+    with serving(routes) as url:
+        told = doctor("--local", "--engine-url", url)
+    assert told["engine"].status == "fail"
+    assert told["engine"].found.endswith("; are its metrics turned off?")
+    assert told["engine"].next == "ps -eo pid,args | grep -i '[v]llm'"
+
+
 def test_ports_that_are_listened_on_are_named() -> None:
     with serving({}) as url:
         port = int(url.rpartition(":")[2])

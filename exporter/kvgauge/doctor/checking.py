@@ -90,6 +90,8 @@ def _no_engine(facts: LocalFacts, here: Here) -> Finding:
         told += "; it may still be loading"
     if error.reason == "no_engine_series" and _same(here) and facts.sidecar.advice.value is not None:
         told += "; this is where the sidecar serves"
+    if here.engine == "auto" and leading.metricless(error):
+        told += "; are its metrics turned off?"
     elsewhere = facts.sidecar.engine
     if elsewhere is None:
         if error.reason == "refused":

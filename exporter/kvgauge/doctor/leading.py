@@ -12,6 +12,7 @@ from kvgauge.observe.records import SourceError
 
 _PATH = re.compile(r"(?:GET )?(/[\w./-]*)")
 _NAMES = re.compile(r"series of ([\w.-]+)")
+_SILENT = re.compile(r"the ([\w.-]+) server shows no series")
 _ASKS_FOR_A_KEY = "read -rs KVGAUGE_ENGINE_API_KEY; export KVGAUGE_ENGINE_API_KEY; "
 _WHERE_AGENTS_WRITE = "grep -haz ^KVGAUGE_SPOOL= /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | sort | uniq -c"
 
@@ -52,11 +53,21 @@ def engine(error: SourceError, facts: LocalFacts, here: Here) -> str:
         return here.again("--engine", named[1] if named else "vllm")
     if reason == "no_engine_series" and here.engine != "auto":
         return here.again("--engine", "auto")
+    silent = metricless(error)
+    if silent is not None:
+        # Its flags say whether its metrics are on.
+        return here.described(f"ps -eo pid,args | grep -i '[{silent[0]}]{silent[1:]}'")
     path = _PATH.search(error.message)
     # What is said in the place of an answer says why.
     answered = reason == "http_status" and not here.in_a_pod
     shown = here.page(url, path[1] if path else "/metrics", "" if answered else " | head -20")
     return shown.replace("curl -sS", "curl -sSi") if answered else shown
+
+
+def metricless(error: SourceError) -> str | None:
+    """The engine that answers, and whose page has no series of its own."""
+    found = _SILENT.search(error.message) if error.reason == "no_engine_series" else None
+    return found[1] if found else None
 
 
 def key(here: Here) -> str:
