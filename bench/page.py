@@ -10,14 +10,16 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tests.browser import scenes
 from tests.browser.browsing import BrowserMissingError, launched, visiting
+from tests.browser.fleets import large, staged, told
 from tests.browser.serving import served
+from tests.cluster.stocking import put
 from tests.support.process import demo
 
 from bench.table import Figure, report
@@ -56,7 +58,7 @@ def main() -> None:
     try:
         with ExitStack() as stack:
             browser = stack.enter_context(launched())
-            for name, page in (("demo", demo_page), ("8 GPUs, 8 ranks", large_page)):
+            for name, page in PAGES.items():
                 with page() as url:
                     figures += measured(name, browser, url, seconds)
     except BrowserMissingError as missing:
@@ -97,23 +99,43 @@ def demo_page() -> Iterator[str]:
 @contextmanager
 def large_page() -> Iterator[str]:
     """A pod of 8 GPUs and 8 ranks, no two alike, whose sidecar has looked for a quarter of an hour and goes on."""
-    chance, board, stopping = random.Random(1), Board(stale_after_seconds=float("inf")), threading.Event()
+    chance, board = random.Random(1), Board(stale_after_seconds=float("inf"))
     start = time.time() - HISTORY_SECONDS
     for second in range(int(HISTORY_SECONDS)):
         board.publish(_varied(chance, start + second))
+    with served(board) as url, _every_second(lambda: board.publish(_varied(chance, time.time()))):
+        yield url
+
+
+@contextmanager
+def fleet_page() -> Iterator[str]:
+    """An aggregator's page over a made-up fleet of 2,000 pods, each of which tells another load every second."""
+    chance, store = random.Random(1), large(2000)
+    pods = [state.pod for state in store.pods() if state.reading is not None]
+
+    def tell() -> None:
+        for pod in pods:
+            put(store, pod, told(chance.uniform(0.2, 1.3)))
+
+    with staged(store) as stage, _every_second(lambda: stage.change(tell)):
+        yield stage.url
+
+
+@contextmanager
+def _every_second(act: Callable[[], object]) -> Iterator[None]:
+    stopping = threading.Event()
 
     def go_on() -> None:
         while not stopping.wait(1):
-            board.publish(_varied(chance, time.time()))
+            act()
 
-    looking = threading.Thread(target=go_on)
-    looking.start()
+    acting = threading.Thread(target=go_on)
+    acting.start()
     try:
-        with served(board) as url:
-            yield url
+        yield
     finally:
         stopping.set()
-        looking.join()
+        acting.join()
 
 
 def _varied(chance: random.Random, wall_seconds: float) -> Snapshot:
@@ -126,6 +148,9 @@ def _varied(chance: random.Random, wall_seconds: float) -> Snapshot:
         for active in [chance.randrange(1000, 120_000)]
     )
     return replace(scene, assessment=replace(scene.assessment, observation=replace(seen, gpus=gpus), pools=pools))
+
+
+PAGES = {"demo": demo_page, "8 GPUs, 8 ranks": large_page, "2,000 pods": fleet_page}
 
 
 if __name__ == "__main__":
