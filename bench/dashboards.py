@@ -60,7 +60,7 @@ kvgauge_memory_drift_bytes{gpu="0",uuid="u",kind="flags"} 3e8
 # TYPE kvgauge_source_errors_total counter
 kvgauge_source_errors_total{source="engine",reason="timeout"} 1
 """
-"""What a demo does not show, or not at once."""
+"""What a demo does not show, or not at once, or not with a value that is one."""
 
 
 def main() -> None:
@@ -91,11 +91,12 @@ def _page(folder: Path, after_seconds: float) -> str:
 def _completed(page: str) -> str:
     """With what it has not; calibrated parts are as many as predicted ones. Raises SystemExit where a series that a
     dashboard asks for is still missing."""
-    names = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
-    seldom = re.sub(r"(?m)^(?:# TYPE )?(\w+).*\n", lambda line: "" if line[1] in names else line[0], SELDOM)
+    for name in metrics(SELDOM):
+        page = re.sub(rf"(?m)^(?:# (?:HELP|TYPE) )?{name}\b.*\n", "", page)
+    names = metrics(page)
     predicted = "\n".join(line for line in page.splitlines() if "kvgauge_memory_predicted_bytes" in line)
     calibrated = re.sub("(?m)^# HELP.*\n", "", predicted).replace("_predicted_", "_calibrated_") + "\n"
-    whole = page + seldom + ("" if "kvgauge_memory_calibrated_bytes" in names else calibrated)
+    whole = page + SELDOM + ("" if "kvgauge_memory_calibrated_bytes" in names else calibrated)
     asked = {metric for name in NAMES for _, expr in queries(name) for metric in metrics(expr)}
     if missing := asked - metrics(whole + AGGREGATOR):
         raise SystemExit(f"bench.dashboards: no series of {', '.join(sorted(missing))}")

@@ -37,4 +37,6 @@ def _text(board: Dashboard) -> str:
     members = board.to_json()
     # The kit would have it dark; without this it is the reader's own theme.
     del members["style"]
+    # The kit leaves the list out, which not every Grafana takes for an empty one.
+    members["annotations"] = {"list": []}
     return json.dumps(members, cls=JSONEncoder, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

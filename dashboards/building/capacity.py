@@ -30,7 +30,11 @@ _MEAN_STATE = (
     f"avg by (model) (kvgauge_kv_state_bytes_per_request{{{MODELS}}})"
     f" / avg by (model) (kvgauge_kv_bytes_per_token{{{MODELS}}})"
 )
-_MEAN_LENGTHS = f"(avg by (model, stat) ({_PROMPT}) + avg by (model, stat) ({_OUTPUT}))"
+_FEW = 'stat=~"mean|p95"'
+_MEAN_PROMPT, _MEAN_OUTPUT = (
+    f'avg by (model, stat) (kvgauge_request_tokens{{{MODELS},part="{part}",{_FEW}}})' for part in ("prompt", "output")
+)
+_MEAN_LENGTHS = f"({_MEAN_PROMPT} + {_MEAN_OUTPUT})"
 _FIT_OF_MODEL = (
     f"avg by (model) ({_POOL}) / on (model) group_right () ({_MEAN_LENGTHS} + on (model) group_left () ({_MEAN_STATE}))"
 )
@@ -112,12 +116,15 @@ def _lengths() -> list[Panel]:
         lines(
             About(
                 "Length of requests",
-                "Mean and quantiles of prompt and output of those that finished lately, averaged over the pods. "
-                "Longer requests mean fewer at once.",
+                "Mean and p95 of prompt and output of those that finished lately, averaged over the pods; p50 and p99 "
+                "are in the table above. Longer requests mean fewer at once.",
                 "short",
                 "requests-cannot-fit",
             ),
-            Query(f"avg by (model, part, stat) (kvgauge_request_tokens{{{MODELS}}})", "{{part}} {{stat}} {{model}}"),
+            Query(
+                f"avg by (model, part, stat) (kvgauge_request_tokens{{{MODELS},{_FEW}}})",
+                "{{part}} {{stat}} {{model}}",
+            ),
         ),
         lines(
             About(
@@ -165,18 +172,20 @@ def _calibration() -> list[Panel]:
             ),
             span=8,
         ),
-        lines(
+        # Of now: it changes with a restart at most, and its lines over a week would be the dearest of all.
+        listing(
             About(
                 "Correction by calibration",
-                "Calibrated less predicted bytes of each part, averaged over the GPUs. Missing until an engine has "
-                "run steadily and been measured.",
+                "Calibrated less predicted bytes of each part, averaged over the GPUs: what the model is off by. "
+                "Missing until an engine has run steadily and been measured.",
                 "bytes",
                 "vram-nearly-full",
             ),
-            Query(
+            Column(
                 f"avg by (component) (kvgauge_memory_calibrated_bytes{{{PODS}}}"
                 f" - kvgauge_memory_predicted_bytes{{{PODS}}})",
-                "{{component}}",
+                "Correction",
+                "bytes",
             ),
             span=8,
         ),

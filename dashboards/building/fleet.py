@@ -4,6 +4,7 @@ from dashboards.building.parts import (
     LOAD,
     MODELS,
     PODS,
+    USAGE,
     About,
     Column,
     Panel,
@@ -20,18 +21,29 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 _RED_FROM_ONE = ((1.0, "red"),)
 _BY_POD = "max by (namespace, pod, model)"
 _NAMESPACE = 'namespace=~"$namespace"'
+
+
+def _told(metric: str, also: str = "") -> str:
+    """The aggregator's figure of each workload: each of its replicas tells it, so it would count twice."""
+    return f"max by (namespace, kind, workload) ({metric}{{{_NAMESPACE}{also}}})"
+
+
 # Of a pod: bytes on one GPU, over what one GPU has, times its GPUs. Ranks have GPUs of like size.
 _WASTED_GPUS = (
     f"avg by (namespace, pod) (sum by (namespace, pod, rank) (kvgauge_waste_bytes{{{MODELS}}}))"
     f" / on (namespace, pod) avg by (namespace, pod) (kvgauge_gpu_memory_total_bytes{{{PODS}}})"
     f" * on (namespace, pod) count by (namespace, pod) (kvgauge_gpu_memory_total_bytes{{{PODS}}})"
 )
+
 _SURPLUS_GPUS = (
-    f"sum by (namespace) (clamp_min(kvgauge_workload_replicas{{{_NAMESPACE}}}"
-    f" - kvgauge_required_replicas{{{_NAMESPACE}}}, 0))"
+    f"sum by (namespace) (clamp_min({_told('kvgauge_workload_replicas')}"
+    f" - {_told('kvgauge_required_replicas')}, 0))"
     f" * on (namespace) avg by (namespace) (count by (namespace, pod) (kvgauge_gpu_memory_total_bytes{{{_NAMESPACE}}}))"
 )
 _MONTH_HOURS = 730
+_SILENT = ',state="silent"'
+_WASTE_ALERT = ((0.1, "orange"),)
+"""A pod that wastes more for hours is an alert."""
 
 
 def made() -> Dashboard:
@@ -102,17 +114,20 @@ def _safe() -> list[Panel]:
                 "page-down",
                 _RED_FROM_ONE,
             ),
-            Query(f'sum(kvgauge_pods{{{_NAMESPACE},state="silent"}})'),
+            Query(f"sum({_told('kvgauge_pods', _SILENT)})"),
         ),
         figure(
             About(
-                "Sources down",
-                "Sources that a sidecar could not read at its last try, in the whole namespace.",
+                "Sources lost",
+                "Sources that a sidecar could not read at its last try, and could within the hour, in the whole "
+                "namespace. One that never was there, such as an agent, is not counted.",
                 "short",
                 "source-down",
                 _RED_FROM_ONE,
             ),
-            Query(f"sum(1 - kvgauge_source_up{{{_NAMESPACE}}})"),
+            Query(
+                f"sum((1 - kvgauge_source_up{{{_NAMESPACE}}}) * max_over_time(kvgauge_source_up{{{_NAMESPACE}}}[1h]))"
+            ),
         ),
     ]
 
@@ -132,7 +147,7 @@ def _who() -> list[Panel]:
                 "kv-pressure",
             ),
             Column(f"sort_desc({_BY_POD} (kvgauge_load_ratio{{{MODELS}}}))", "Load", "percentunit", LOAD),
-            Column(f"{_BY_POD} (kvgauge_kv_usage_ratio{{{MODELS}}})", "KV usage", "percentunit", ((0.9, "orange"),)),
+            Column(f"{_BY_POD} (kvgauge_kv_usage_ratio{{{MODELS}}})", "KV usage", "percentunit", USAGE),
             Column(
                 f'sum by (namespace, pod, model) (kvgauge_requests{{{MODELS},state="running"}})', "Running", "short"
             ),
@@ -186,9 +201,9 @@ def _replicas() -> list[Panel]:
                 "short",
                 "autoscaler-not-following",
             ),
-            Query(f"kvgauge_required_replicas{{{_NAMESPACE}}}", f"required {name}"),
-            Query(f"kvgauge_workload_replicas{{{_NAMESPACE}}}", f"asked for {name}"),
-            Query(f'kvgauge_pods{{{_NAMESPACE},state="telling"}}', f"telling {name}"),
+            Query(_told("kvgauge_required_replicas"), f"required {name}"),
+            Query(_told("kvgauge_workload_replicas"), f"asked for {name}"),
+            Query(_told("kvgauge_pods", ',state="telling"'), f"telling {name}"),
         ),
         lines(
             About(
@@ -198,18 +213,19 @@ def _replicas() -> list[Panel]:
                 "autoscaler-not-following",
                 _RED_FROM_ONE,
             ),
-            Query(f"kvgauge_required_replicas{{{_NAMESPACE}}} - kvgauge_workload_replicas{{{_NAMESPACE}}}", name),
+            Query(f"{_told('kvgauge_required_replicas')} - {_told('kvgauge_workload_replicas')}", name),
             span=6,
         ),
         lines(
             About(
                 "Age of the oldest figures",
-                "Of the workload's ready pods, as the aggregator has them. From 15 s on a pod counts as full.",
+                "Of the workload's ready pods, as the aggregator has them. From 15 s on a pod counts as full: see why "
+                "it does not tell.",
                 "s",
                 "advice-invalid",
                 ((5.0, "orange"), (15.0, "red")),
             ),
-            Query(f"kvgauge_signal_age_seconds{{{_NAMESPACE}}}", name),
+            Query(_told("kvgauge_signal_age_seconds"), name),
             span=6,
         ),
     ]
@@ -262,9 +278,11 @@ def _waste() -> list[Panel]:
         lines(
             About(
                 "Waste by pod, in GPUs",
-                "Of the 10 pods that waste most. Open the pod to see what kind it is.",
+                "Of the 10 pods that waste most. Open the pod to see what kind it is. Above 0.1 for hours it is an "
+                "alert.",
                 "short",
                 "waste",
+                _WASTE_ALERT,
             ),
             Query(f"topk(10, {_WASTED_GPUS})", "{{namespace}}/{{pod}}"),
         ),

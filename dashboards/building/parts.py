@@ -19,6 +19,8 @@ RUNBOOKS = "docs/runbooks"
 """Where runbooks are in this repository: what is replaced by where they can be read."""
 LOAD = ((0.8, "orange"), (1.0, "red"))
 """From where on a load ratio is coloured."""
+USAGE = ((0.9, "orange"), (0.95, "red"))
+"""From where on the occupancy of a pool is coloured; at the last one the alert on pressure begins."""
 PODS = 'namespace=~"$namespace",pod=~"$pod"'
 MODELS = PODS + ',model=~"$model"'
 

@@ -1,6 +1,6 @@
 """*Pod*: one pod's memory, pool, limits and signals."""
 
-from dashboards.building.parts import LOAD, MODELS, PODS, About, Panel, Query, board, figure, fill, lines
+from dashboards.building.parts import LOAD, MODELS, PODS, USAGE, About, Panel, Query, board, figure, fill, lines
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 
@@ -55,10 +55,11 @@ def _now() -> list[Panel]:
         figure(
             About(
                 "KV usage",
-                "Slots that running requests hold, over the capacity. Near 1 requests lose their place.",
+                "Slots that running requests hold, over the capacity. Near 1 requests lose their place: send less, or "
+                "add pods.",
                 "percentunit",
                 "kv-pressure",
-                ((0.9, "orange"), (0.97, "red")),
+                USAGE,
             ),
             Query(f"max(kvgauge_kv_usage_ratio{{{MODELS}}})"),
         ),
@@ -97,7 +98,8 @@ def _memory() -> list[Panel]:
         lines(
             About(
                 "Predicted memory by part",
-                "What each part of a GPU's memory should take, from model, flags and version.",
+                "What each part of a GPU's memory should take, from model, flags and version. Compare with the "
+                "measured parts beside it; what is far off is in the runbook.",
                 "bytes",
                 "vram-nearly-full",
             ),
@@ -108,7 +110,8 @@ def _memory() -> list[Panel]:
         lines(
             About(
                 "Measured memory by part",
-                "What a part takes, where the engine or the agent tells it. Parts nobody measured are missing.",
+                "What a part takes, where the engine or the agent tells it. Parts nobody measured are missing, so the "
+                "sum is no total.",
                 "bytes",
                 "vram-nearly-full",
             ),
@@ -132,7 +135,8 @@ def _memory() -> list[Panel]:
         lines(
             About(
                 "Prediction error",
-                "(measured - predicted) / measured; above 0 there is more than was predicted.",
+                "(measured - predicted) / measured; above 0 there is more than was predicted, and less room than "
+                "planned. Beyond 5 % look which part it is; a total that goes on rising is drift.",
                 "percentunit",
                 "vram-nearly-full",
                 ((-0.1, "orange"), (-0.05, "green"), (0.05, "orange"), (0.1, "red")),
@@ -182,10 +186,11 @@ def _pool() -> list[Panel]:
         lines(
             About(
                 "Usage and preemptions",
-                "Preemptions a second (right) beside usage. Preemptions at high usage: too much concurrency.",
+                "Preemptions a second (right) beside usage. Preemptions at high usage: too much concurrency; keep to "
+                "the safe one.",
                 "percentunit",
                 "preemption-storm",
-                ((0.97, "red"),),
+                USAGE,
             ),
             Query(f"kvgauge_kv_usage_ratio{{{MODELS}}}", "usage rank {{rank}}"),
             Query(f"rate(kvgauge_preemptions_total{{{MODELS}}}[$__rate_interval])", "preemptions/s rank {{rank}}"),
@@ -195,10 +200,10 @@ def _pool() -> list[Panel]:
             About(
                 "Time until the pool is full",
                 "By the trend, or by what those running grow to; 24 h stands for later and for never. A gap is not "
-                "known.",
+                "known. Below 10 minutes send less or add pods; below the start-up of a pod it is an alert.",
                 "s",
                 "kv-exhaustion-near",
-                ((600.0, "green"),),
+                ((60.0, "orange"), (600.0, "green")),
                 "red",
             ),
             Query(f"clamp_max(kvgauge_kv_exhaustion_seconds{{{MODELS}}}, 86400)", "rank {{rank}}"),
@@ -222,7 +227,8 @@ def _waste() -> list[Panel]:
         lines(
             About(
                 "torch's allocator",
-                "What torch holds, by state. Needs the agent in the engine.",
+                "What torch holds, by state: reserved from the driver, allocated to tensors; inactive_split can't go "
+                "back. reserved far above allocated, and growing: see the runbook. Needs the agent in the engine.",
                 "bytes",
                 "allocator-fragmentation",
             ),
@@ -232,7 +238,8 @@ def _waste() -> list[Panel]:
         lines(
             About(
                 "Allocator fragmentation",
-                "Of the memory that torch holds free, the share outside its largest piece. Needs the agent.",
+                "Of the memory that torch holds free, the share outside its largest piece. High and growing, with much "
+                "in inactive_split: restart it at a quiet time. Needs the agent.",
                 "percentunit",
                 "allocator-fragmentation",
                 ((0.5, "orange"), (0.8, "red")),
@@ -248,7 +255,8 @@ def _limits() -> list[Panel]:
         lines(
             About(
                 "Requests and limits",
-                "Each limit on concurrency, with what runs and waits. The lowest binds; kv_worst_case never does.",
+                "Each limit on concurrency, with what runs and waits. The lowest binds; kv_worst_case never does. "
+                "Running above the lowest: preemptions or slow tokens are next.",
                 "short",
                 "kv-pressure",
             ),
@@ -269,7 +277,8 @@ def _limits() -> list[Panel]:
         lines(
             About(
                 "Which limit binds",
-                "1 for the limit that binds, 0 for the others.",
+                "1 for the limit that binds, 0 for the others. kv wants memory, max_num_seqs a higher setting, latency "
+                "and token_rate more pods.",
                 "short",
                 "max-num-seqs-saturated",
             ),
@@ -284,10 +293,11 @@ def _signals() -> list[Panel]:
         lines(
             About(
                 "Age of each source's reading",
-                "Seconds since a source was last read well. Above 10 s the advice is not valid.",
+                "Seconds since a source was last read well. From 5 s on (--stale-after) its facts are dropped, and "
+                "without the engine's there is no advice. See what the runbook says of that source.",
                 "s",
                 "source-down",
-                ((5.0, "orange"), (10.0, "red")),
+                ((2.0, "orange"), (5.0, "red")),
             ),
             Query(f"kvgauge_source_age_seconds{{{PODS}}}", "{{source}}"),
             span=8,

@@ -47,9 +47,14 @@ def prometheus_with(config: Mapping[str, object], folder: Path) -> Iterator[Prom
 
 def scraping(pages: Mapping[str, str], *, rules: list[str], namespace: str, pod: str) -> dict[str, object]:
     """A configuration: once a second `pages`, addresses by the name of the job. The aggregator's series keep their
-    namespace, those of others get it and the pod."""
+    namespace and come from two instances, those of others get namespace and pod."""
     jobs = [
-        {"job_name": job, "honor_labels": True, "static_configs": [{"targets": [address]}]}
+        # Twice, as two replicas would be.
+        {
+            "job_name": job,
+            "honor_labels": True,
+            "static_configs": [{"targets": [address, address.replace("127.0.0.1", "localhost")]}],
+        }
         if job == "aggregator"
         else {
             "job_name": job,

@@ -44,8 +44,8 @@ def annotation(rule: Rule, name: str) -> str:
 
 def known() -> set[str]:
     """Names of series: the sidecar's, the aggregator's by its document, and those that are recorded."""
-    aggregator = (ROOT / "docs/aggregator.md").read_text(encoding="utf-8").partition("## Its own page")[2]
-    documented = set(re.findall(r"^\| `(kvgauge_\w+)` \|", aggregator, re.MULTILINE))
+    aggregator = (ROOT / "docs/aggregator.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `(kvgauge_\w+)` \| (?:gauge|counter|histogram) \|", aggregator, re.MULTILINE))
     assert "kvgauge_required_replicas" in documented
     return (
         {family.name for family in FAMILIES}

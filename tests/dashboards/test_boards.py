@@ -53,6 +53,12 @@ def test_no_more_than_40_queries(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_asked_twice(name: str) -> None:
+    asked = [expr for _, expr in queries(name)]
+    assert len(set(asked)) == len(asked)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_panel_ids_are_unique_and_panels_do_not_overlap(name: str) -> None:
     found = load(name)["panels"]
     assert len({panel["id"] for panel in found}) == len(found)

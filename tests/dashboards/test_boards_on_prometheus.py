@@ -100,6 +100,18 @@ def test_waste_in_gpus_is_a_small_part_of_one(prometheus: Prometheus) -> None:
     assert 0 < float(prometheus.ask(filled(expr, VALUES))[0]["value"][1]) < 0.2
 
 
+def test_two_replicas_of_the_aggregator_count_once(prometheus: Prometheus) -> None:
+    assert len(prometheus.ask('kvgauge_pods{state="silent"}')) == 2
+    of = dict(queries("fleet"))
+    assert [sample["value"][1] for sample in prometheus.ask(filled(of["Silent pods"], VALUES))] == ["1"]
+    assert [sample["value"][1] for sample in prometheus.ask(filled(of["Replicas missing"], VALUES))] == ["-1"]
+
+
+def test_a_source_that_never_was_there_is_not_lost(prometheus: Prometheus) -> None:
+    expr = filled(dict(queries("fleet"))["Sources lost"], {**VALUES, "namespace": "a"})
+    assert [sample["value"][1] for sample in prometheus.ask(expr)] == ["0"]
+
+
 def test_gpus_of_pods_not_required(prometheus: Prometheus) -> None:
     of = dict(queries("fleet"))
     assert float(prometheus.ask(filled(of["GPUs of pods not required"], VALUES))[0]["value"][1]) == 1
