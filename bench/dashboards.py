@@ -43,6 +43,8 @@ kvgauge_pods{kind="Deployment",workload="w",state="telling"} 50
 kvgauge_pods{kind="Deployment",workload="w",state="silent"} 0
 # TYPE kvgauge_signal_age_seconds gauge
 kvgauge_signal_age_seconds{kind="Deployment",workload="w"} 0.5
+# TYPE kvgauge_start_up_seconds gauge
+kvgauge_start_up_seconds{kind="Deployment",workload="w"} 90
 """
 
 SELDOM = """# TYPE kvgauge_allocator_bytes gauge

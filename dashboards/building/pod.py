@@ -200,13 +200,15 @@ def _pool() -> list[Panel]:
             About(
                 "Time until the pool is full",
                 "By the trend, or by what those running grow to; 24 h stands for later and for never. A gap is not "
-                "known. Below 10 minutes send less or add pods; below the start-up of a pod it is an alert.",
+                "known. Below 10 minutes send less or add pods; below what a pod of the namespace took to start (as "
+                "the aggregator saw it; 120 s where it saw none) and a load above 1 it is an alert.",
                 "s",
                 "kv-exhaustion-near",
                 ((60.0, "orange"), (600.0, "green")),
                 "red",
             ),
-            Query(f"clamp_max(kvgauge_kv_exhaustion_seconds{{{MODELS}}}, 86400)", "rank {{rank}}"),
+            Query(f"clamp_max(kvgauge_kv_exhaustion_seconds{{{MODELS}}}, 86400)", "full in, rank {{rank}}"),
+            Query('max by (namespace) (kvgauge_start_up_seconds{namespace=~"$namespace"})', "a pod took to start"),
         ),
     ]
 

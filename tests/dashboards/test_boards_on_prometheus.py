@@ -38,6 +38,7 @@ kvgauge_workload_replicas{namespace="a",kind="Deployment",workload="w"} 3
 kvgauge_pods{namespace="a",kind="Deployment",workload="w",state="telling"} 2
 kvgauge_pods{namespace="a",kind="Deployment",workload="w",state="silent"} 1
 kvgauge_signal_age_seconds{namespace="a",kind="Deployment",workload="w"} 0.4
+kvgauge_start_up_seconds{namespace="a",kind="Deployment",workload="w"} 90
 """
 
 

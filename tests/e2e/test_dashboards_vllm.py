@@ -36,6 +36,7 @@ NOT_HERE = {
     "kvgauge_memory_prediction_error_ratio": NO_GPU,
     "kvgauge_memory_calibrated_bytes": NO_GPU,
     "kvgauge_memory_drift_bytes": NO_GPU,
+    "kvgauge_start_up_seconds": "the one pod was there before the aggregator, which saw none start",
     "kvgauge_allocator_bytes": "torch has an allocator of its own on GPUs only",
     "kvgauge_allocator_fragmentation_ratio": "torch has an allocator of its own on GPUs only",
 }
