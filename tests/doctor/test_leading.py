@@ -44,12 +44,12 @@ def beside(engine: EmbeddedEngine) -> Iterator[Sidecar]:
         yield running
 
 
-def follow(command: str | None) -> "subprocess.CompletedProcess[str]":
-    """Types it."""
+def follow(command: str | None, answer: str = "") -> "subprocess.CompletedProcess[str]":
+    """Types it, and `answer` where it asks."""
     assert command is not None
     surroundings = {name: text for name, text in os.environ.items() if not name.startswith(("KVGAUGE_", "KUBE"))}
     typed = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=40, env=surroundings
+        ["bash", "-c", command], input=answer, capture_output=True, text=True, check=False, timeout=40, env=surroundings
     )
     assert typed.returncode not in (2, 126, 127), (command, typed.stderr)
     return typed
@@ -142,6 +142,30 @@ def test_an_engine_that_wants_a_key(key: str | None, said: str) -> None:
     assert "/v1/models could not be read (unauthorized)" in told["model"].found
 
 
+def test_the_model_behind_a_key_is_found_by_the_agent_or_the_key_is_asked_for(tmp_path: Path) -> None:
+    """As vLLM with --api-key: metrics and version are open, what tells the model's path is not."""
+    routes: dict[str, Behaviour] = {
+        "/metrics": page(VLLM),
+        "/version": page(b'{"version": "0.32.0"}', "application/json"),
+        "/v1/models": status(401),
+    }
+    model = write_model_folder(tmp_path / "model")
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    write(spool, scheduler(books={"num_blocks": 200}, model=str(model)))
+    with serving(routes) as url:
+        told = doctor("--local", "--engine-url", url)
+        assert (told["engine"].status, told["model"].status) == ("ok", "warn")
+        assert "/v1/models could not be read (unauthorized)" in told["model"].found
+        assert (told["model"].next or "").startswith("read -rs KVGAUGE_ENGINE_API_KEY; ")
+        told = doctor("--local", "--engine-url", url, "--spool", str(spool))
+        assert told["model"].status == "ok", told["model"]
+        assert f"from {model}" in told["model"].found
+        # What was named by hand is what is wrong.
+        told = doctor("--local", "--engine-url", url, "--model", str(tmp_path / "away"))
+        assert "unauthorized" not in told["model"].found
+
+
 def test_a_key_is_in_no_command() -> None:
     flags = ["--local", "--engine-api-key", "s3cret", "--json", "--engine-url", "http://127.0.0.1:1"]
     here = Here.of(load(flags, {})[0], {}, flags)
@@ -173,6 +197,17 @@ def test_what_recorded_pages_lack_is_said_once_and_helped_where_it_can_be(captur
     assert len(reasons) == len(set(reasons))
     named = "--engine-capacity-tokens" in told["metrics"].found
     assert named == (helped["metrics"].status != "fail"), (told["metrics"], helped["metrics"])
+
+
+def test_a_capacity_is_asked_for() -> None:
+    metrics = page((CAPTURES / "tgi/3.3.6/loaded.prom").read_bytes())
+    with serving({"/metrics": metrics}) as url:
+        command = doctor("--local", "--engine-url", url, environ={})["metrics"].next
+        said = follow(command, "100000\n").stdout
+    assert "capacity_tokens, active_tokens, running" in said
+    here = Here("http://127.0.0.1:8000", "http://127.0.0.1:9838", pod="llama-1", namespace="llm")
+    grep = "kubectl -n llm logs llama-1 --all-containers --tail=-1 | grep -iE 'a|b'"
+    assert here.logs_with("a|b", "") == grep
 
 
 def test_llama_cpp_is_asked_for_the_flag_that_helps() -> None:

@@ -6,8 +6,8 @@ from kvgauge.doctor import leading
 from kvgauge.doctor.checking_sidecar import sidecar
 from kvgauge.doctor.findings import Finding, bytes_of, fail, many, ok, since, skip, typed, warn, words
 from kvgauge.doctor.here import Here, is_local
-from kvgauge.doctor.looking import LocalFacts, Looked
-from kvgauge.observe.merging import PAGELESS, assign, refined
+from kvgauge.doctor.looking import LocalFacts, Looked, assigned, merged
+from kvgauge.observe.merging import PAGELESS
 from kvgauge.observe.owning import owned
 from kvgauge.observe.records import AgentReading, EngineReading, GpuReading, RankReading, SourceError
 
@@ -67,7 +67,7 @@ def gpu_view(facts: LocalFacts, here: Here) -> Finding:
 def engine(facts: LocalFacts, here: Here) -> Finding:
     if here.engine in PAGELESS:
         return ok("engine", f"{here.engine} has no page; the agent tells of it")
-    found = _seen(facts)
+    found = merged(facts.engine, facts.agent)
     if found is None:
         return _no_engine(facts, here)
     why = words(found.missing.get("version", ""))
@@ -128,7 +128,9 @@ def _listening(ports: tuple[int, ...]) -> str:
 
 def engine_metrics(facts: LocalFacts, here: Here) -> Finding:
     """What advice stands on, of all ranks; of the rest only what makes it better."""
-    found = _seen(facts)
+    if here.engine in PAGELESS:
+        return skip("metrics", f"{here.engine} has no page")
+    found = merged(facts.engine, facts.agent)
     if found is None or not found.ranks:
         return skip("metrics", "the engine was not read")
     page = here.page(here.engine_url, "/metrics", " | grep -v '^#'")
@@ -175,12 +177,7 @@ def _why(names: list[str], ranks: tuple[RankReading, ...]) -> str:
 def model(facts: LocalFacts, here: Here) -> Finding:
     looked = facts.model
     if looked.error is not None:
-        where = f"{words(facts.model_path)}: " if facts.model_path else ""
-        told = f"{where}{words(looked.error.message)} ({looked.error.reason}); nothing is predicted without it"
-        untold = facts.engine.value.missing.get("model_path", "") if facts.engine.value is not None else ""
-        if looked.error.reason == "not_found" and "could not be read" in untold:
-            told += f"; its path is not known: {words(untold)}"
-        return warn("model", told, leading.model(looked.error, facts, here))
+        return _no_model(looked.error, facts, here)
     if looked.value is None:
         return skip("model", "no --model was given, and the engine that would name it was not read")
     found = looked.value
@@ -192,6 +189,19 @@ def model(facts: LocalFacts, here: Here) -> Finding:
     return ok("model", f"{told}; weights of {bytes_of(found.weights.total_bytes)}")
 
 
+def _no_model(error: SourceError, facts: LocalFacts, here: Here) -> Finding:
+    where = f"{words(facts.model_path)}: " if facts.model_path else ""
+    told = f"{where}{words(error.message)} ({error.reason}); nothing is predicted without it"
+    seen = merged(facts.engine, facts.agent)
+    # Looked for by its served name, since nobody has told its path.
+    untold = words(seen.missing.get("model_path", "")) if seen is not None and facts.model_path == seen.model else ""
+    if error.reason == "not_found" and "could not be read" in untold:
+        told += f"; its path is not known: {untold}"
+        if "(unauthorized)" in untold:
+            return warn("model", f"{told}; {_key_is(here)}", leading.key(here))
+    return warn("model", told, leading.model(error, facts, here))
+
+
 def agent(facts: LocalFacts, here: Here) -> Finding:
     looked = facts.agent
     if looked.error is not None:
@@ -200,7 +210,7 @@ def agent(facts: LocalFacts, here: Here) -> Finding:
         return (fail if needed else warn)("agent", told, leading.agent(looked.error.reason, facts, here))
     if looked.value is None:
         return _unexpected_agent(facts, here)
-    found = _assigned(facts)
+    found = assigned(facts.engine, facts.agent)
     fresh = f"{many(len(looked.value.processes), 'process', 'processes')} in {facts.spool}, {_age(looked.value)} old"
     if found is not None and found.instance is None:
         why = words(found.missing.get("instance") or "not told")
@@ -240,18 +250,3 @@ def _age(agent: AgentReading) -> str:
 
 def _program(kind: str, model: str | None) -> str:
     return words(f"{kind} with {model}" if model else kind)
-
-
-def _assigned(facts: LocalFacts) -> AgentReading | None:
-    """Whose processes these are, where that can be told: beside an engine, or where it is known to have no page."""
-    if facts.agent.value is None or facts.engine.error is not None:
-        return None
-    return assign(facts.agent.value, facts.engine.value)
-
-
-def _seen(facts: LocalFacts) -> EngineReading | None:
-    """The engine, with what its own processes know better, as the sidecar sees it."""
-    found, agents = facts.engine.value, _assigned(facts)
-    if found is None or agents is None or agents.instance is None:
-        return found
-    return refined(found, agents)

@@ -17,7 +17,7 @@ from kvgauge.observe.agent import DEFAULT_SPOOL, AgentSource
 from kvgauge.observe.engine import EngineSource
 from kvgauge.observe.engines.contract import Hints, Json
 from kvgauge.observe.fetching import Endpoint
-from kvgauge.observe.merging import PAGELESS
+from kvgauge.observe.merging import PAGELESS, assign, refined, standing_in
 from kvgauge.observe.model import ModelSource
 from kvgauge.observe.nvml import NvmlSource
 from kvgauge.observe.owning import Ownership
@@ -104,30 +104,46 @@ def look(settings: DoctorSettings, devices: Source[tuple[GpuReading, ...]] | Non
     advice = Look(lambda: _sidecar(settings).get_json("/v1/advice"))
     observation = Look(lambda: _sidecar(settings).get_json("/v1/observation"))
     metrics = Look(lambda: _sidecar(settings).get("/metrics"))
-    engine: Looked[EngineReading] = Looked() if engine_look is None else engine_look.outcome(deadline)
-    reading = engine.value
-    path = settings.model or (reading and (reading.model_path or reading.model)) or None
-    model = Look(ModelSource(path).read) if path is not None or reading is not None else None
     seen = Look(lambda: neighbours(urlsplit(settings.address).port if is_local(settings.address) else None))
     newest = Look(lambda: _newest_age_seconds(spool))
-    told = None
-    if reading is not None and any(rank.capacity_tokens is None for rank in reading.ranks):
-        told = Look(_engine(settings, _ANY_CAPACITY_TOKENS).read).outcome(time.monotonic() + PROBE_SECONDS).value
+    found: Looked[EngineReading] = Looked() if engine_look is None else engine_look.outcome(deadline)
+    agents: Looked[AgentReading] = Looked() if agent is None else agent.outcome(deadline)
+    reading = merged(found, agents)
+    path = settings.model or (reading and (reading.model_path or reading.model)) or None
+    later = time.monotonic() + PROBE_SECONDS
+    model = Look(ModelSource(path).read) if path is not None or reading is not None else None
+    wants = reading is not None and any(rank.capacity_tokens is None for rank in reading.ranks)
+    told = Look(_engine(settings, _ANY_CAPACITY_TOKENS).read) if wants and engine_look is not None else None
     return LocalFacts(
-        with_a_capacity=told,
         devices=driver.outcome(deadline),
-        engine=engine,
-        model=Looked() if model is None else model.outcome(time.monotonic() + PROBE_SECONDS),
-        agent=Looked() if agent is None else agent.outcome(deadline),
+        engine=found,
+        model=Looked() if model is None else model.outcome(later),
+        agent=agents,
         sidecar=SidecarFacts(advice.outcome(deadline), observation.outcome(deadline), metrics.outcome(deadline)),
         spool=spool,
         spool_is_named=settings.spool is not None,
         ownership=Ownership(settings.gpu_count, frozenset((settings.gpu_uuids or "").split(",")) - {""}),
-        spool_age_seconds=newest.outcome(time.monotonic() + PROBE_SECONDS).value,
+        spool_age_seconds=newest.outcome(deadline).value,
         model_path=path,
-        neighbours=seen.outcome(time.monotonic() + PROBE_SECONDS).value or Neighbours(),
+        neighbours=seen.outcome(deadline).value or Neighbours(),
+        with_a_capacity=None if told is None else merged(told.outcome(later), agents),
         wall_seconds=wall_seconds,
     )
+
+
+def assigned(engine: Looked[EngineReading], agent: Looked[AgentReading]) -> AgentReading | None:
+    """Whose processes these are, where that can be told: beside an engine, or where it is known to have no page."""
+    if agent.value is None or engine.error is not None:
+        return None
+    return assign(agent.value, engine.value)
+
+
+def merged(engine: Looked[EngineReading], agent: Looked[AgentReading]) -> EngineReading | None:
+    """The engine, with what its own processes know better, as the sidecar sees it."""
+    agents = assigned(engine, agent)
+    if agents is None or agents.instance is None:
+        return engine.value
+    return standing_in(agents) if engine.value is None else refined(engine.value, agents)
 
 
 def _newest_age_seconds(folder: str) -> float | None:
