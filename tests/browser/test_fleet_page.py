@@ -12,7 +12,7 @@ import pytest
 
 from kvgauge.cluster.store import Store
 from kvgauge.pages import composed
-from tests.cluster.stocking import pod
+from tests.cluster.stocking import pod, put, reading
 from tests.support.process import Sidecar, eventually
 
 from . import fleets
@@ -104,7 +104,7 @@ def test_an_overloaded_fleet_says_who_why_for_how_long_and_what_to_do(browser: "
             [Deployment("llm", "a", (0.5, 0.5), 3, asked=2)],
             "Near the limit",
             "a in llm: 3 pods needed, 2 there.",
-            "the autoscaler has not asked for more",
+            "no autoscaler has asked for more",
         ),
         (
             [Deployment("llm", "a", (1.5, 1.5), 3, there=2, asked=3)],
@@ -156,6 +156,23 @@ def _page_is_api(visit: Visit, told: Any) -> None:
         assert requests == f"{each['running']} running\n{each['waiting']} waiting, {each['safe_concurrency']} safe"
         assert float(kv.split()[0]) == pytest.approx(each["kv_usage_ratio"] * 100, abs=0.05)
         assert each["silent_reason"] is None or each["silent_reason"] in first
+
+
+def test_a_load_that_falls_is_not_called_over_the_limit(browser: "Browser") -> None:
+    store = fleet(Deployment("llm", "a", (1.2,), 1))
+    one = next(store.pods()).pod
+    put(store, one, reading(load_ratio=1.2, load_now_ratio=0.3))
+    with staged(store) as stage, visiting(browser, stage.url) as visit:
+        visit.until_live()
+        assert visit.text("h1") == "Near the limit"
+        falling = "a in llm: it was over the limit and is falling: demand would fill 0.30 of 1 pod now."
+        assert visit.text("#numbers") == falling
+        assert _rows(visit, "pods")[0][1].split("\n") == [
+            "1.20",
+            "0.30 now, the load follows within a minute",
+            "bound by kv",
+        ]
+        assert "over its limit" not in visit.text("#pods")
 
 
 def test_a_silent_pod_says_why_and_since_when_and_has_no_figures(browser: "Browser") -> None:

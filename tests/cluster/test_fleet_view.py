@@ -116,6 +116,7 @@ def test_pods_stand_the_worst_first_and_old_figures_are_no_figures() -> None:
         (llama(0.85, 0.849), "safe"),
         (llama(0.85, 0.85), "near"),
         (llama(1.001, 0.1, 0.1), "near"),
+        (llama(0.84, 0.84, 0.84), "safe"),
         (llama(0.1, 0.1, wanted=3), "near"),
         (llama(0.1, 0.1, wanted=2), "safe"),
         (llama(1.0, 1.0), "near"),
@@ -130,6 +131,15 @@ def test_pods_stand_the_worst_first_and_old_figures_are_no_figures() -> None:
 )
 def test_how_a_workload_stands(store: Store, standing: str) -> None:
     assert only(store).standing == told(store).standing == standing
+
+
+def test_a_load_ratio_that_still_follows_a_fall_is_near_and_not_over() -> None:
+    store = llama(1.4, 1.3)
+    put(store, pod("llama-0"), reading(load_ratio=1.4, load_now_ratio=0.2))
+    put(store, pod("llama-1"), reading(load_ratio=1.3, load_now_ratio=1.6))
+    figures, found = only(store), told(store)
+    assert (figures.standing, figures.load_ratio_sum, figures.load_now_ratio_sum) == ("near", 2.7, 1.5)
+    assert [(each.name, each.load_now_ratio) for each in found.pods] == [("llama-1", 1.3), ("llama-0", 0.2)]
 
 
 def test_what_nobody_told_is_null_and_never_0() -> None:

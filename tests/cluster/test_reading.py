@@ -40,6 +40,12 @@ def test_an_answer() -> None:
     assert reading.demand is None
 
 
+@pytest.mark.parametrize(("told", "found"), [(0.3, 0.3), (None, None), ("x", None), (-1, None), (1e9, None)])
+def test_a_figure_that_is_only_shown_voids_nothing(told: object, found: float | None) -> None:
+    reading = read(body(terms={"load_now_ratio": told}), 100.0, 1000.0, 10.0)
+    assert (reading.load_ratio, reading.load_now_ratio) == (0.84, found)
+
+
 def test_what_is_not_told_is_not_zero() -> None:
     reading = read(b'{"valid": false}', 100.0, 1000.0, 10.0)
     assert (reading.valid, reading.load_ratio, reading.running, reading.served) == (False, None, None, None)

@@ -119,6 +119,7 @@ class Fleet:
         told = [member.told for member in members if member.state == "telling" and member.told is not None]
         # As they are told, so that who adds up what the answer holds comes to the same.
         loads = [round(reading.load_ratio, 3) for reading in told if reading.load_ratio is not None]
+        present = [round(load, 3) for reading in told if (load := reading.present_load_ratio) is not None]
         replicas, published, unknown = self._required(key)
         actual = workload.status_replicas if workload is not None else None
         short = replicas is not None and actual is not None and replicas > actual
@@ -131,7 +132,7 @@ class Fleet:
             namespace=namespace,
             kind=workload.kind if workload is not None else None,
             name=key.name if key is not None else None,
-            standing=_standing(loads, states["telling"], states["silent"], short=short),
+            standing=_standing(loads, present, states["telling"], states["silent"], short=short),
             standing_seconds=None,
             spec_replicas=workload.spec_replicas if workload is not None else None,
             actual_replicas=actual,
@@ -144,7 +145,9 @@ class Fleet:
             pods_starting=states["starting"],
             pods_terminating=states["terminating"],
             load_ratio_sum=_rounded(math.fsum(loads), 3) if loads else None,
+            load_now_ratio_sum=_rounded(math.fsum(present), 3) if present else None,
             load_ratio_most=max(loads, default=None),
+            load_now_ratio_most=max(present, default=None),
             safe_concurrency=_sum(reading.safe_concurrency for reading in told),
             running=_sum(reading.running for reading in told),
             waiting=_sum(reading.waiting for reading in told),
@@ -225,6 +228,7 @@ class Now:
             state=member.state,
             ready=pod.ready,
             load_ratio=_rounded(told.load_ratio, 3) if told is not None else None,
+            load_now_ratio=_rounded(told.present_load_ratio, 3) if told is not None else None,
             safe_concurrency=told.safe_concurrency if told is not None else None,
             running=told.running if told is not None else None,
             waiting=told.waiting if told is not None else None,
@@ -240,15 +244,14 @@ class Now:
         )
 
 
-def _standing(loads: Sequence[float], telling: int, silent: int, *, short: bool) -> Standing:
-    total = round(math.fsum(loads), 3)
-    if loads and total > len(loads):
+def _standing(loads: Sequence[float], present: Sequence[float], telling: int, silent: int, *, short: bool) -> Standing:
+    if present and round(math.fsum(present), 3) > len(present):
         return "over"
     if silent or telling > len(loads):
         return "silent"
     if not telling:
         return "near" if short else "none"
-    near = total >= TARGET_LOAD_RATIO * len(loads) or max(loads) > 1 or short
+    near = round(math.fsum(loads), 3) >= TARGET_LOAD_RATIO * len(loads) or max(present) > 1 or short
     return "near" if near else "safe"
 
 
@@ -261,11 +264,12 @@ def _rank_of_workload(figures: WorkloadFigures) -> tuple[int, float, str, str]:
 def _rank_of_pod(member: _Member) -> tuple[int, float, str, str]:
     """Over its limit, silent, telling, starting, going: within each the fuller, or the longer silent, first."""
     load = member.told.load_ratio if member.told is not None else None
+    present = member.told.present_load_ratio if member.told is not None else None
     key = member.pod.pod.key
     if member.state == "silent":
         reading = member.pod.reading
         return 1, reading.read_seconds if reading is not None else -math.inf, key.namespace, key.name
-    order = 0 if load is not None and load > 1 else 2
+    order = 0 if present is not None and present > 1 else 2
     later = {"starting": 3, "terminating": 4}
     return later.get(member.state, order), -(load or 0.0), key.namespace, key.name
 

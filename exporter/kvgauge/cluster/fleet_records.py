@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Standing = Literal["over", "silent", "near", "safe", "none"]
-"""Of a workload or the whole, the worst first. over: its pods' load ratios add up to more than the pods that tell them.
-silent: a ready pod does not tell, so that nobody can say. near: past the target, or one pod is over its limit, or more
-pods are required than there are. none: no pod is ready."""
+"""Of a workload or the whole, the worst first. over: what its pods really have to do adds up to more than
+the pods that tell it. silent: a ready pod does not tell, so that nobody can say. near: past the target, or one pod is
+over its limit, or more pods are required than there are. none: no pod is ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,10 @@ class WorkloadFigures:
     pods_starting: int
     pods_terminating: int
     load_ratio_sum: float | None
+    load_now_ratio_sum: float | None
+    """Without the damping by which load ratios follow a fall within a minute."""
     load_ratio_most: float | None
+    load_now_ratio_most: float | None
     safe_concurrency: int | None
     running: int | None
     waiting: int | None
@@ -63,6 +66,8 @@ class PodFigures:
     """telling, silent, starting or terminating."""
     ready: bool
     load_ratio: float | None
+    load_now_ratio: float | None
+    """Less than the load ratio while that still follows a fall."""
     safe_concurrency: int | None
     running: int | None
     waiting: int | None

@@ -62,6 +62,7 @@ def read(body: bytes, now_seconds: float, wall_seconds: float, stale_after_secon
         binding_limit=binding if isinstance(binding, str) and len(binding) <= 40 else None,
         demand=_demand(told.get("demand")),
         served=_served(told.get("served")),
+        load_now_ratio=_shown(terms, "load_now_ratio", MOST_LOAD_RATIO),
     )
 
 
@@ -100,6 +101,14 @@ def _count(told: Mapping[str, object], name: str) -> int | None:
     if value != int(value):
         raise ReadingError("malformed")
     return int(value)
+
+
+def _shown(told: object, name: str, most: float) -> float | None:
+    """A figure that is only shown: what is wrong with it makes nothing else void."""
+    try:
+        return _figure(told, name, most) if isinstance(told, Mapping) else None
+    except ReadingError:
+        return None
 
 
 def _figure(told: Mapping[str, object], name: str, most: float) -> float | None:

@@ -86,6 +86,15 @@ class Reading:
     binding_limit: str | None
     demand: Demand | None
     served: Served | None
+    load_now_ratio: float | None = None
+    """The load without the damping by which `load_ratio` follows a fall within a minute. For people to read."""
+
+    @property
+    def present_load_ratio(self) -> float | None:
+        """What the pod really has to do: the lesser of both, where both are told."""
+        if self.load_ratio is None or self.load_now_ratio is None:
+            return self.load_ratio
+        return min(self.load_ratio, self.load_now_ratio)
 
 
 def is_fresh(reading: Reading | None, now_seconds: float, stale_seconds: float) -> TypeGuard[Reading]:
