@@ -64,7 +64,7 @@ def test_commands_have_roles_and_flags_that_there_are(page: Path) -> None:
 @every_page
 def test_scripts_and_modules_that_are_named_are_there(page: Path) -> None:
     text = text_of(page)
-    scripts = set(re.findall(r"(?<![\w/])(scripts/[a-z]+)\b", text))
+    scripts = set(re.findall(r"(?<![\w/])(scripts/[a-z-]+)\b", text))
     modules = set(re.findall(r"python -m ((?:bench|dashboards|kvgauge|kvgauge_agent|tests)[\w.]*\w)", text))
     assert {name for name in scripts if not (ROOT / name).is_file()} == set()
     assert {name for name in modules if importlib.util.find_spec(name) is None} == set()
