@@ -20,6 +20,10 @@ PAGE = (DOCS / "without-kubernetes.md").read_text(encoding="utf-8")
 MOST_EXPOSED_TENTHS = 15
 VARIABLES = {f"KVGAUGE_{name.upper()}" for name in Settings.model_fields}
 
+COMPOSE = shutil.which("docker-compose") or shutil.which("docker-compose", path=str(Path(sys.executable).parent))
+"""Docker Compose 2 by itself; needs no daemon to read a file."""
+
+with_compose = pytest.mark.skipif(COMPOSE is None, reason="needs docker-compose")
 with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 
 
@@ -126,6 +130,12 @@ def test_the_engines_drop_in_gives_the_spool_where_the_sidecar_looks() -> None:
     assert environ["KVGAUGE_SPOOL"] == f"/run/{service['RuntimeDirectory'][0]}" == "/run/kvgauge"
     assert int(service["RuntimeDirectoryMode"][0], 8) & 0o055 == 0o055
     assert environ["PYTHONPATH"] in PAGE
+
+
+@with_compose
+def test_compose_takes_the_file() -> None:
+    assert COMPOSE is not None
+    assert "service_completed_successfully" in checked(COMPOSE, "-f", EXAMPLES / "compose.yaml", "config")
 
 
 def test_the_sidecar_of_compose_has_no_rights() -> None:
