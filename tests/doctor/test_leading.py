@@ -307,6 +307,24 @@ def test_a_spool_that_is_another_users(tmp_path: Path) -> None:
     assert told["next"] == f"ls -ld {tmp_path}"
 
 
+def test_what_only_the_doctor_was_told_is_not_asked_for_again(engine: EmbeddedEngine) -> None:
+    """The sidecar lacks what the doctor has: its flags are to be looked at, and no more those of the doctor."""
+    metrics = page((CAPTURES / "tgi/3.3.6/loaded.prom").read_bytes())
+    with serving({"/metrics": metrics}) as url, sidecar("--engine-url", url) as running:
+        eventually(lambda: running.up("engine") == 1, what="an engine that is seen")
+        flags = ("--local", "--engine-url", url, "--sidecar-url", running.url, "--engine-capacity-tokens", "100000")
+        told = doctor(*flags)
+        assert told["metrics"].status != "fail"
+        assert told["advice"].status == "fail"
+        assert told["advice"].found.endswith("start the sidecar with the doctor's flags")
+        assert url in follow(told["advice"].next).stdout
+    with sidecar("--engine-url", free_address()) as running:
+        told = doctor("--local", "--engine-url", engine.base_url, "--sidecar-url", running.url)
+        assert (told["engine"].status, told["sources"].status) == ("ok", "fail")
+        assert "the doctor can read engine" in told["sources"].found
+        assert (told["sources"].next or "").startswith("ps ")
+
+
 def test_a_sidecar_that_is_stopped(engine: EmbeddedEngine) -> None:
     with sidecar("--engine-url", engine.base_url) as running:
         running.process.send_signal(signal.SIGSTOP)

@@ -6,7 +6,7 @@ from kvgauge.doctor import leading
 from kvgauge.doctor.checking_sidecar import sidecar
 from kvgauge.doctor.findings import Finding, bytes_of, fail, many, ok, since, skip, typed, warn, words
 from kvgauge.doctor.here import Here, is_local
-from kvgauge.doctor.looking import LocalFacts, Looked, assigned, merged
+from kvgauge.doctor.looking import NEEDED, LocalFacts, Looked, assigned, lacking, merged
 from kvgauge.observe.merging import PAGELESS
 from kvgauge.observe.owning import owned
 from kvgauge.observe.records import AgentReading, EngineReading, GpuReading, RankReading, SourceError
@@ -14,7 +14,6 @@ from kvgauge.observe.records import AgentReading, EngineReading, GpuReading, Ran
 __all__ = ["Here", "check"]
 
 NO_DRIVER_HERE = frozenset({"library_not_found", "driver_not_loaded", "no_device"})
-_NEEDED = ("capacity_tokens", "active_tokens", "running")
 _USEFUL = ("waiting", "prompt_lengths", "output_lengths")
 _CAPACITY_IN_LOGS = "total.?(num.?)?tokens|kv.?cache"
 _MOST_PORTS = 8
@@ -134,22 +133,18 @@ def engine_metrics(facts: LocalFacts, here: Here) -> Finding:
     if found is None or not found.ranks:
         return skip("metrics", "the engine was not read")
     page = here.page(here.engine_url, "/metrics", " | grep -v '^#'")
-    lacking = _lacking(_NEEDED, found)
-    if lacking:
-        return fail("metrics", *_no_advice(_why(lacking, found.ranks), facts.with_a_capacity, here, page))
+    needed = lacking(NEEDED, found)
+    if needed:
+        return fail("metrics", *_no_advice(_why(needed, found.ranks), facts.with_a_capacity, here, page))
     if found.bad_lines or found.bad_values:
         told = f"{found.bad_lines} lines cannot be read and {found.bad_values} figures are impossible"
         return warn("metrics", told, page)
-    wanting = _lacking(_USEFUL, found)
+    wanting = lacking(_USEFUL, found)
     if wanting:
         return warn("metrics", f"missing for good advice: {_why(wanting, found.ranks)}", page)
     untold = sorted({name for rank in found.ranks for name in rank.missing})
     more = f"; not told: {', '.join(untold)}" if untold else ""
-    return ok("metrics", f"{', '.join((*_NEEDED, *_USEFUL))} of {many(len(found.ranks), 'rank')}{more}")
-
-
-def _lacking(names: tuple[str, ...], found: EngineReading) -> list[str]:
-    return [name for name in names if any(getattr(rank, name) is None for rank in found.ranks)]
+    return ok("metrics", f"{', '.join((*NEEDED, *_USEFUL))} of {many(len(found.ranks), 'rank')}{more}")
 
 
 def _no_advice(why: str, told_it: EngineReading | None, here: Here, page: str) -> tuple[str, str]:
@@ -158,7 +153,7 @@ def _no_advice(why: str, told_it: EngineReading | None, here: Here, page: str) -
     if "--kv-unified" in why:
         flag = "--llamacpp-kv-unified"
         return f"{told}; say it by {flag}, to the sidecar too", here.again(flag, "true")
-    if told_it is not None and not _lacking(_NEEDED, told_it):
+    if told_it is not None and not lacking(NEEDED, told_it):
         flag = "--engine-capacity-tokens"
         told += f"; the engine's log has the number: say it by {flag}, to the sidecar too"
         return told, here.logs_with(_CAPACITY_IN_LOGS, f'read -r N; {here.again()} {flag} "$N"')

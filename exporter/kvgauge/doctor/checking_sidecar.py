@@ -6,8 +6,7 @@ from kvgauge import __version__
 from kvgauge.doctor import leading
 from kvgauge.doctor.findings import Finding, fail, ok, since, skip, warn, words
 from kvgauge.doctor.here import Here, is_local
-from kvgauge.doctor.looking import LocalFacts, Looked
-from kvgauge.observe.engines.contract import Json
+from kvgauge.doctor.looking import NEEDED, LocalFacts, lacking, merged
 from kvgauge.observe.records import SourceError
 
 _REST = ("page", "sources", "advice")
@@ -22,7 +21,7 @@ def sidecar(facts: LocalFacts, here: Here) -> Iterator[Finding]:
         yield ok("sidecar", f"answers at {here.sidecar_url}")
         yield page(facts, here)
         yield sources(facts, here)
-        yield advice(pages.advice, here)
+        yield advice(facts, here)
         return
     if error.reason != "http_status":
         yield fail("sidecar", f"{here.sidecar_url}: {words(error.message)} ({error.reason})", _absent(error, here))
@@ -97,9 +96,18 @@ def sources(facts: LocalFacts, here: Here) -> Finding:
     # The one that advice hangs on first.
     worst = min(new, key=lambda state: state.get("source") != "engine")
     name, reason = words(worst.get("source")), words(worst.get("reason"))
-    command = leading.by_source(name, reason, words(worst.get("message")), facts, here) or here.top()
     told = f"the sidecar cannot read: {', '.join(map(_down, new))}" + (f"; {ages}" if ages else "")
+    if _reads(name, facts):
+        told += f"; the doctor can read {name}: was the sidecar started with other flags, or without the key?"
+        return (fail if name == "engine" else warn)("sources", told, here.described(_RUNNING))
+    command = leading.by_source(name, reason, words(worst.get("message")), facts, here) or here.top()
     return (fail if name == "engine" else warn)("sources", told, command)
+
+
+def _reads(name: str, facts: LocalFacts) -> bool:
+    """Whether the doctor has just read what the sidecar cannot."""
+    own: dict[str, object] = {"engine": facts.engine.value, "model": facts.model.value, "agent": facts.agent.value}
+    return own.get(name) is not None
 
 
 def _state(state: Mapping[str, object]) -> str:
@@ -117,13 +125,16 @@ def _age(state: Mapping[str, object]) -> str | None:
     return since(age) if isinstance(age, int | float) and not isinstance(age, bool) else None
 
 
-def advice(looked: Looked[Json], here: Here) -> Finding:
-    told = looked.value
+def advice(facts: LocalFacts, here: Here) -> Finding:
+    told = facts.sidecar.advice.value
     if not isinstance(told, Mapping) or not isinstance(told.get("valid"), bool):
         return fail("advice", "the answer is no advice", here.page(here.sidecar_url, "/v1/advice", " | head -c 400"))
     said = told.get("explanation")
     first = words(said[0]) if isinstance(said, list) and said else "it does not say why"
     if told["valid"] is False:
+        if facts.sidecar.lacks_figures and not lacking(NEEDED, merged(facts.engine, facts.agent)):
+            why = f"not valid: {first} The doctor misses nothing: start the sidecar with the doctor's flags"
+            return fail("advice", why, here.described(_RUNNING))
         return fail("advice", f"not valid: {first}", here.top())
     age = told.get("age_seconds")
     fresh = f"{since(age)} old" if isinstance(age, int | float) else "of unknown age"

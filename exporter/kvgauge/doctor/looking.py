@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
@@ -29,6 +29,9 @@ _SIDECAR_TIMEOUT_SECONDS = 2.0
 _MOST_NAMES = 4096
 _ANY_CAPACITY_TOKENS = 1 << 20
 """To find out whether the setting would help; no figure comes of it."""
+
+NEEDED = ("capacity_tokens", "active_tokens", "running")
+"""What all advice stands on, of each rank."""
 
 Fact = TypeVar("Fact")
 
@@ -57,6 +60,15 @@ class SidecarFacts:
 
     def source(self, name: str) -> Mapping[str, object] | None:
         return next((state for state in self.sources() if state.get("source") == name), None)
+
+    @property
+    def lacks_figures(self) -> bool:
+        """It reads an engine that does not tell it all that advice stands on."""
+        document = self.observation.value
+        engine = document.get("engine") if isinstance(document, Mapping) else None
+        ranks = engine.get("ranks") if isinstance(engine, Mapping) else None
+        listed = [rank for rank in ranks if isinstance(rank, Mapping)] if isinstance(ranks, list) else []
+        return any(rank.get(name) is None for rank in listed for name in NEEDED)
 
     @property
     def engine(self) -> str | None:
@@ -136,6 +148,11 @@ def assigned(engine: Looked[EngineReading], agent: Looked[AgentReading]) -> Agen
     if agent.value is None or engine.error is not None:
         return None
     return assign(agent.value, engine.value)
+
+
+def lacking(names: Sequence[str], found: EngineReading | None) -> list[str]:
+    """Those that some rank does not tell; all of them without a reading."""
+    return [name for name in names if found is None or any(getattr(rank, name) is None for rank in found.ranks)]
 
 
 def merged(engine: Looked[EngineReading], agent: Looked[AgentReading]) -> EngineReading | None:
