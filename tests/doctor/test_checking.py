@@ -1,5 +1,7 @@
 """Findings from facts, without asking anybody: devices that are not here, names that are misspelt, odd objects."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +61,14 @@ def test_a_driver_that_is_not_here_is_no_failure_and_one_that_fails_is(reason: s
     looked: Looked[tuple[GpuReading, ...]] = Looked(error=SourceError(reason, "so it is"))
     found = checking.driver(looked, Here("", "", pod="p", namespace="n"))
     assert (found.status, found.next) == (status, "kubectl -n n describe pod p")
+
+
+def test_the_drivers_tool_is_named_only_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent: Looked[tuple[GpuReading, ...]] = Looked(error=SourceError("library_not_found", "so it is"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert checking.driver(absent, HERE).next == "ls -l /proc/driver/nvidia"
+    (tmp_path / "nvidia-smi").touch(mode=0o755)
+    assert checking.driver(absent, HERE).next == "nvidia-smi"
 
 
 def test_gpus_of_others_are_named() -> None:

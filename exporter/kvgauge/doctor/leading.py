@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def by_source(name: str, reason: str, message: str, facts: LocalFacts, here: Her
 
 
 def driver(here: Here) -> str:
-    return here.described("nvidia-smi")
+    """The driver's own tool; where even that is missing, whether the kernel has the driver."""
+    return here.described("nvidia-smi" if shutil.which("nvidia-smi") else "ls -l /proc/driver/nvidia")
 
 
 def engine(error: SourceError, facts: LocalFacts, here: Here) -> str:
