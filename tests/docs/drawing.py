@@ -23,14 +23,15 @@ _STYLE = """\
 .line { stroke: #3d4652; stroke-width: 1.5; fill: none } .grid { stroke: #d5dae1; fill: none }
 .dash { stroke: #15191f; stroke-width: 1.5; stroke-dasharray: 5 4; fill: none }
 .live { fill: #2f66d0 } .reuse { fill: #e3a63c } .none { fill: #ffffff; stroke: #8b95a1 }
-.bad { fill: #b91c2b } .soft { fill: #b9cdf3 } .rest { fill: #8b95a1 } .edge { stroke: #15191f; fill: none }
+.bad { fill: #b91c2b } .soft { fill: #b9cdf3; stroke: #2f66d0 }
+.rest { fill: #8b95a1 } .edge { stroke: #15191f; fill: none }
 .one { stroke: #2f66d0 } .two { stroke: #a35f00 } .three { stroke: #b91c2b } .four { stroke: #1a7f4b }
 .curve { fill: none; stroke-width: 3; stroke-linejoin: round } .ahead { stroke-dasharray: 7 5 }
 .hatched { fill: url(#hatch) } .hatch-ground { fill: #fbe4e2 } .hatch-line { stroke: #b91c2b; stroke-width: 2.5 }
 @media (prefers-color-scheme: dark) { .page { fill: #0d1116 } text { fill: #b4bec9 }
   .strong, .big { fill: #eef1f5 } .line { stroke: #b4bec9 } .grid { stroke: #303843 } .dash, .edge { stroke: #eef1f5 }
   .live { fill: #5f93f0 } .reuse { fill: #d9982b } .none { fill: #0d1116; stroke: #77818d } .bad { fill: #ff7b77 }
-  .soft { fill: #2a3f6b } .rest { fill: #77818d } .one { stroke: #6c9cf2 } .two { stroke: #e0a24a }
+  .soft { fill: #2a3f6b; stroke: #5f93f0 } .rest { fill: #77818d } .one { stroke: #6c9cf2 } .two { stroke: #e0a24a }
   .three { stroke: #ff7b77 } .four { stroke: #57c98c } .hatch-ground { fill: #3b1a1d }
   .hatch-line { stroke: #ff7b77 } }"""
 _HATCH = """\
@@ -62,7 +63,10 @@ class Drawing:
         self.parts.append(f'<line class="{kind}" x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}"/>')
 
     def curve(self, points: list[tuple[float, float]], kind: str) -> None:
-        places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        # Of points on one level the first and the last are enough.
+        around = zip([points[0], *points], points, [*points[1:], points[-1]], strict=False)
+        kept = [here for before, here, after in around if not before[1] == here[1] == after[1]]
+        places = " ".join(f"{x:.1f},{y:.1f}" for x, y in dict.fromkeys((points[0], *kept, points[-1])))
         self.parts.append(f'<polyline class="curve {kind}" points="{places}"/>')
 
     def document(self) -> str:

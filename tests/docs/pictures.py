@@ -1,12 +1,16 @@
 """The pictures of docs/concepts.md: `python -m tests.docs.pictures` writes them. Every number in them is reckoned here,
 by the program or by the memory model; a test keeps the files what this makes."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kvgauge.advise.residing import Footprint
 from kvgauge.settings import Settings
+from kvgauge.simulate.fleet import FleetResult
+from kvgauge.simulate.running import ADVISED, run_signals
+from kvgauge.simulate.scenario import LLM_D
 from kvmodel import read_architecture
 from kvmodel.engines.contract import EnginePlan
 from kvmodel.engines.vllm import plan_pool
@@ -271,6 +275,55 @@ def exhaustion() -> str:
     return drawing.document()
 
 
+@functools.cache
+def _episode() -> FleetResult:
+    (run,) = run_signals(LLM_D, [ADVISED], keep_samples=True)
+    return run.result
+
+
+def replicas() -> str:
+    """What comes in the built-in episode, and the pods that the fleet rule asks for."""
+    samples = _episode().samples
+    end, left, right = samples[-1].seconds, 60.0, 464.0
+    most_rate, most_pods = 12.0, 9.0
+    drawing = Drawing("Requests that come, and pods that are asked for", "", 446)
+
+    def at(seconds: float, share: float, bottom: float) -> tuple[float, float]:
+        return left + (right - left) * seconds / end, bottom - 120 * share
+
+    stretches = [(before, after) for before, after in zip(samples[::12], samples[12::12], strict=False)]
+    rates = [(after.arrived - before.arrived) / (after.seconds - before.seconds) for before, after in stretches]
+    for title, bottom, levels, most in (
+        ("Requests that come each second", 160.0, (0, 5, 10), most_rate),
+        ("Pods", 340.0, (0, 4, 8), most_pods),
+    ):
+        drawing.words(16, bottom - 134, title, "big")
+        for level in levels:
+            y = at(0, level / most, bottom)[1]
+            drawing.line(left, y, right, y, "grid")
+            drawing.words(left - 10, y + 5, str(level), anchor="end")
+    drawing.curve(
+        [at(one.seconds, rate / most_rate, 160) for (_, one), rate in zip(stretches, rates, strict=True)], "one"
+    )
+    drawing.curve([at(one.seconds, one.replicas / most_pods, 340) for one in samples], "two")
+    drawing.curve([at(one.seconds, one.ready / most_pods, 340) for one in samples], "one")
+    for minutes in (0, 10, 20, 30, 40):
+        drawing.words(at(60 * minutes, 0, 340)[0], 362, str(minutes), anchor="middle")
+    drawing.words(right, 384, "minutes", anchor="end")
+    drawing.curve([(16, 403), (44, 403)], "two")
+    drawing.words(54, 408, "asked for")
+    drawing.curve([(190, 403), (218, 403)], "one")
+    drawing.words(228, 408, "ready")
+    kept = 100 * _episode().attainment_ratio
+    told = f"{kept:.1f} % in time, {_episode().mean_replicas:.1f} pods on average"
+    drawing.words(16, 434, told, "strong")
+    drawing.description = (
+        f"A simulated episode of {end / 60:.0f} minutes: up to {max(rates):.0f} requests come each second, and from "
+        f"{min(one.replicas for one in samples)} to {max(one.replicas for one in samples)} pods are asked for; {told}."
+    )
+    return drawing.document()
+
+
 def staleness() -> str:
     """What is shown of a source that fails after its last good reading."""
     stale = float(Settings.model_fields["stale_after"].default)
@@ -315,6 +368,7 @@ PICTURES: Mapping[str, Callable[[], str]] = {
     "waste": waste,
     "limits": limits,
     "exhaustion": exhaustion,
+    "replicas": replicas,
     "staleness": staleness,
 }
 

@@ -11,6 +11,7 @@ from kvgauge.advise.fleet_history import SILENT_SECONDS
 from kvgauge.advise.learning import ENOUGH
 from kvgauge.advise.loading import HORIZON_SECONDS
 from kvgauge.assess.waste import KINDS
+from kvgauge.simulate.scenario import LLM_D
 from tests.browser.browsing import Scheme, launched, visiting
 from tests.docs.drawing import WIDTH
 from tests.docs.example import OUTPUT, PROMPT, RUNNING, TOKEN_BYTES, WAITING, example
@@ -115,6 +116,8 @@ def test_the_numbers_are_those_of_the_example() -> None:
         f"= {samples['kvgauge_load_ratio']:.2f}",
         f"Until {ENOUGH:.0f} requests have finished",
         f"nothing valid for {SILENT_SECONDS:.0f} s",
+        f"a pod takes {LLM_D.start_up_seconds:.0f} s to start",
+        f"within {LLM_D.slo_ttft_seconds:.0f} s to the first token and {1000 * LLM_D.slo_tpot_seconds:.0f} ms for each",
     ):
         assert said in SENTENCES, said
     assert HORIZON_SECONDS == 3600
