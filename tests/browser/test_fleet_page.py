@@ -169,7 +169,7 @@ def test_a_load_that_falls_is_not_called_over_the_limit(browser: "Browser") -> N
         assert visit.text("#numbers") == falling
         assert _rows(visit, "pods")[0][1].split("\n") == [
             "1.20",
-            "0.30 now, the load follows within a minute",
+            "0.30 now, falling",
             "bound by kv",
         ]
         assert "over its limit" not in visit.text("#pods")
