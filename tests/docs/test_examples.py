@@ -21,7 +21,7 @@ MOST_EXPOSED_TENTHS = 15
 VARIABLES = {f"KVGAUGE_{name.upper()}" for name in Settings.model_fields}
 
 COMPOSE = shutil.which("docker-compose") or shutil.which("docker-compose", path=str(Path(sys.executable).parent))
-"""Docker Compose 2 by itself; needs no daemon to read a file."""
+"""By itself: it needs no daemon to read a file."""
 
 with_compose = pytest.mark.skipif(COMPOSE is None, reason="needs docker-compose")
 with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
