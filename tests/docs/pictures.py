@@ -150,7 +150,7 @@ def memory() -> str:
         drawing.words(400, y, "not told" if part.actual_bytes is None else gib(part.actual_bytes), "strong", "end")
         actual = "not told" if part.actual_bytes is None else gib(part.actual_bytes)
         told.append(f"{component}: predicted {gib(part.expected_bytes)}, measured {actual}")
-    drawing.words(16, 216 + 26 * 5 + 8, "white: free, or nobody measures it")
+    drawing.words(16, 216 + 26 * 5 + 8, "blank: free, or nobody measures it")
     drawing.description = "; ".join(told)
     return drawing.document()
 
