@@ -66,7 +66,7 @@ def staged(store: Store, past: Sequence[Callable[[], object]] = ()) -> Iterator[
     for number, happened in enumerate(past):
         stage.wall_offset_seconds = LOOK_SECONDS * (number + 1 - len(past))
         happened()
-        memory.look()
+        memory.remember(fleet.now())
     app = create_health_app(CollectorRegistry(), lambda: stage.ready)
     add_fleet(
         app, fleet, memory, ready=lambda: stage.ready, api_server_age_seconds=lambda: stage.api_server_age_seconds

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from kvgauge.cluster.fleet import MOST_CHOSEN_PODS, MOST_PODS, MOST_WORKLOADS, Choice, Fleet
+from kvgauge.cluster.fleet import MOST_CHOSEN_PODS, MOST_PODS, MOST_WORKLOADS, Choice, Fleet, Now
 from kvgauge.cluster.fleet_past import LOOK_SECONDS, PAST_SECONDS, FleetPast
 from kvgauge.cluster.fleet_records import FleetFigures, WorkloadFigures
 from kvgauge.cluster.fleet_routes import add_fleet, figures_of
@@ -51,8 +51,12 @@ def fleet_of(store: Store, clock: FakeClock | None = None, published: float = 1.
     return fleet, FleetPast(fleet, clock=clock)
 
 
+def seen(fleet: Fleet, past: FleetPast, choice: Choice | None = None) -> FleetFigures:
+    return figures_of(fleet.now(), fleet, past, choice, 1.25)
+
+
 def told(store: Store, choice: Choice | None = None) -> FleetFigures:
-    return figures_of(*fleet_of(store), choice, 1.25)
+    return seen(*fleet_of(store), choice)
 
 
 def only(store: Store) -> WorkloadFigures:
@@ -157,7 +161,7 @@ def test_what_nobody_told_is_null_and_never_0() -> None:
 
 def test_required_is_what_autoscalers_read_and_null_with_the_reason_when_it_is_old() -> None:
     store = llama(0.5, wanted=1)
-    figures = figures_of(*fleet_of(store, published=1.111), None, None).workloads[0]
+    figures = seen(*fleet_of(store, published=1.111)).workloads[0]
     assert (figures.required_replicas, figures.published_replicas) == (1, 1.111)
     store.put_required(required(7, read_seconds=NOW_SECONDS - 61))
     assert only(store).required_replicas is None
@@ -246,18 +250,18 @@ def test_a_large_fleet_is_cut_to_what_a_page_can_show_and_says_so(pods_each: int
 def test_since_when_a_workload_stands_so_is_remembered() -> None:
     store, clock = llama(0.5, 0.5), FakeClock()
     fleet, past = fleet_of(store, clock)
-    assert figures_of(fleet, past, None, None).workloads[0].standing_seconds is None
-    past.look()
+    assert seen(fleet, past).workloads[0].standing_seconds is None
+    past.remember(fleet.now())
     clock.seconds += 30
     heard_anew(store, clock, 0.5)
-    past.look()
-    assert figures_of(fleet, past, None, None).workloads[0].standing_seconds == 30
+    past.remember(fleet.now())
+    assert seen(fleet, past).workloads[0].standing_seconds == 30
     clock.seconds += 1
     heard_anew(store, clock, 1.5)
-    assert figures_of(fleet, past, None, None).workloads[0].standing_seconds == 0
-    past.look()
+    assert seen(fleet, past).workloads[0].standing_seconds == 0
+    past.remember(fleet.now())
     clock.seconds += 5
-    found = figures_of(fleet, past, None, None)
+    found = seen(fleet, past)
     assert (found.standing, found.standing_seconds, found.watched_seconds) == ("over", 5, 36)
 
 
@@ -268,17 +272,17 @@ def heard_anew(store: Store, clock: FakeClock, load: float) -> None:
 
 def test_the_past_is_bounded_and_what_is_gone_is_forgotten() -> None:
     store, clock = llama(0.5), FakeClock()
-    _, past = fleet_of(store, clock)
+    fleet, past = fleet_of(store, clock)
     for _ in range(200):
         clock.seconds += LOOK_SECONDS
-        past.look()
+        past.remember(fleet.now())
     points = past.points(("llm", LLAMA))
     assert len(points) == len(past.points(None)) == PAST_SECONDS / LOOK_SECONDS
     # The pod told once, at the beginning: silence is a gap, not a load of 0.
     assert {(point.load_ratio_sum, point.pods_silent) for point in points} == {(None, 1)}
     store.replace_pods(())
     store.drop_workload(LLAMA)
-    past.look()
+    past.remember(fleet.now())
     assert past.points(("llm", LLAMA)) == []
     assert past.points(None)[-1].pods_silent == 0
 
@@ -286,7 +290,7 @@ def test_the_past_is_bounded_and_what_is_gone_is_forgotten() -> None:
 def answers(store: Store, *paths: str, ready: bool = True, headers: Mapping[str, str] | None = None) -> list[Answer]:
     """Over HTTP, from a real port."""
     fleet, past = fleet_of(store)
-    past.look()
+    past.remember(fleet.now())
     app = create_health_app(CollectorRegistry(), lambda: ready)
     add_fleet(app, fleet, past, ready=lambda: ready, api_server_age_seconds=lambda: 2.0)
 
@@ -370,6 +374,28 @@ def test_an_update_is_small_on_the_wire_with_2000_pods() -> None:
             assert len(answer.body) <= 2 * 4500
             found: Any = json.loads(gzip.decompress(answer.body))
             assert found["totals"]["pods"]["silent"] > 0
+
+
+def test_others_run_while_2000_pods_are_reckoned_up_and_who_asks_at_once_is_answered_by_one_look() -> None:
+    store = large(2000, 10)
+    fleet, _ = fleet_of(store)
+
+    async def look() -> tuple[int, list[Now]]:
+        turns = 0
+        asking = [asyncio.create_task(fleet.soon(0.5)) for _ in range(3)]
+        while not all(task.done() for task in asking):
+            await asyncio.sleep(0)
+            turns += 1
+            if turns == 3:
+                # What was begun goes on with what there was.
+                store.replace_pods(())
+        return turns, [task.result() for task in asking]
+
+    turns, found = asyncio.run(look())
+    assert turns > 8
+    assert found[0] is found[1] is found[2]
+    assert sum(found[0].totals().pods.values()) == 2000
+    assert sum(fleet.now().totals().pods.values()) == 0
 
 
 def test_the_injector_has_neither() -> None:

@@ -1,13 +1,15 @@
 """The fleet as `/v1/fleet` and the page tell it: who is safe, who is not and why, made anew from the store each time.
 
-It reads; nothing scales by it. A thousand pods take a few milliseconds, in the event loop's own thread.
+It reads; nothing scales by it. In the event loop others get their turn meanwhile: a thousand pods take some
+milliseconds.
 """
 
+import asyncio
 import heapq
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -22,6 +24,9 @@ TARGET_LOAD_RATIO = 0.85
 MOST_WORKLOADS = 50
 MOST_PODS = 30
 MOST_CHOSEN_PODS = 60
+_PODS_A_STEP = 500
+_PODS_A_WORKLOAD = 10
+"""A workload takes as long as so many pods, beside those it has."""
 STANDINGS: tuple[Standing, ...] = ("over", "silent", "near", "safe", "none")
 """The worst first."""
 
@@ -76,27 +81,46 @@ class Fleet:
         self._figures = figures
         self._wall_clock = wall_clock
         self._last: tuple[float, Now] | None = None
+        self._looking = asyncio.Lock()
 
-    def now(self, within_seconds: float = 0.0) -> "Now":
-        """All workloads, as they are, or as they were so long ago at most."""
-        now_seconds = self._sources.clock()
-        if self._last is None or now_seconds - self._last[0] >= within_seconds:
-            self._last = now_seconds, self._look()
-        return self._last[1]
+    async def soon(self, within_seconds: float = 0.0) -> "Now":
+        """All workloads, as they are, or as they were so long ago at most; in steps, between which others run."""
+        async with self._looking:
+            if self._last is None or self._sources.clock() - self._last[0] >= within_seconds:
+                steps = self._steps()
+                while (found := next(steps)) is None:
+                    await asyncio.sleep(0)
+                self._last = self._sources.clock(), found
+            return self._last[1]
 
-    def _look(self) -> "Now":
+    def now(self) -> "Now":
+        """The same at once."""
+        return next(found for found in self._steps() if found is not None)
+
+    def _steps(self) -> Iterator["Now | None"]:
+        """None after each step, and at last what was found."""
         by_key: defaultdict[tuple[str, WorkloadKey | None], list[_Member]] = defaultdict(list)
         store = self._sources.store
         for required in store.all_required():
             by_key[required.workload.key.namespace, required.workload.key] = []
-        for state in store.pods():
+        # Between the steps the store may change.
+        for number, state in enumerate(list(store.pods())):
             by_key[state.pod.key.namespace, state.pod.workload].append(self._member(state))
+            if number % _PODS_A_STEP == _PODS_A_STEP - 1:
+                yield None
         members: dict[Owner, list[_Member]] = {}
         for (namespace, key), found in by_key.items():
             known = key if key is not None and store.workload(key) is not None else None
             members.setdefault((namespace, known), []).extend(found)
-        workloads = {owner: self._workload(owner, pods) for owner, pods in members.items()}
-        return Now(self._wall_clock(), workloads, members, self._sources)
+        workloads: dict[Owner, WorkloadFigures] = {}
+        pods = 0
+        for owner, of_one in members.items():
+            workloads[owner] = self._workload(owner, of_one)
+            pods += len(of_one) + _PODS_A_WORKLOAD
+            if pods > _PODS_A_STEP:
+                pods = 0
+                yield None
+        yield Now(self._wall_clock(), workloads, members, self._sources)
 
     def explanation(self, key: WorkloadKey) -> tuple[str, ...]:
         """Why it needs so many pods; empty where that is not known at present."""

@@ -47,12 +47,12 @@ class FleetPast:
         """Until it is cancelled."""
         while True:
             if self._ready():
-                self.look()
+                self.remember(await self._fleet.soon())
             await asyncio.sleep(LOOK_SECONDS)
 
-    def look(self) -> None:
-        """Remembers the fleet as it is."""
-        now, now_seconds = self._fleet.now(), self._clock()
+    def remember(self, now: Now) -> None:
+        """One look at the fleet."""
+        now_seconds = self._clock()
         if self._began_seconds is None:
             self._began_seconds = now_seconds
         self._remember(None, now.standing(), now_seconds, _point_of_all(now))

@@ -49,7 +49,8 @@ def add_fleet(
         """The fleet now; with `namespace` and `workload`, and `kind` where two have the name, that one's pods."""
         choice = _choice(request.query_params, _CHOICE)
         _check(ready)
-        found = figures_of(fleet, past, choice, api_server_age_seconds())
+        now = await fleet.soon(_REMEMBERED_SECONDS)
+        found = figures_of(now, fleet, past, choice, api_server_age_seconds())
         return Response(_FIGURES.dump_json(found), media_type="application/json", headers=_NO_STORE)
 
     @router.get("/v1/fleet/history")
@@ -59,7 +60,7 @@ def add_fleet(
         choice = _choice(request.query_params, _CHOICE | {_SINCE})
         since = _seconds(request.query_params)
         _check(ready)
-        owner = None if choice is None else _owner(fleet.now(_REMEMBERED_SECONDS), choice)
+        owner = None if choice is None else _owner(await fleet.soon(_REMEMBERED_SECONDS), choice)
         points = [] if choice is not None and owner is None else past.points(owner)
         newer = [point for point in points if point.wall_seconds > since]
         return Response(_POINTS.dump_json(newer), media_type="application/json", headers=_NO_STORE)
@@ -68,10 +69,9 @@ def add_fleet(
 
 
 def figures_of(
-    fleet: Fleet, past: FleetPast, choice: Choice | None, api_server_age_seconds: float | None
+    now: Now, fleet: Fleet, past: FleetPast, choice: Choice | None, api_server_age_seconds: float | None
 ) -> FleetFigures:
     """What `/v1/fleet` answers. Raises HTTPException."""
-    now = fleet.now(_REMEMBERED_SECONDS)
 
     def told(owner: Owner) -> WorkloadFigures:
         figures = now.workloads[owner]
