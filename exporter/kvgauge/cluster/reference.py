@@ -1,8 +1,13 @@
 """Writes docs/aggregator.md from the tables: `python -m kvgauge.cluster.reference > docs/aggregator.md`."""
 
 import sys
+from dataclasses import fields
 
 from kvgauge.advise.fleet_history import SILENT_SECONDS
+from kvgauge.cluster.fleet import MOST_CHOSEN_PODS, MOST_PODS, MOST_WORKLOADS, TARGET_LOAD_RATIO
+from kvgauge.cluster.fleet_past import LOOK_SECONDS as PAST_LOOK_SECONDS
+from kvgauge.cluster.fleet_past import PAST_SECONDS
+from kvgauge.cluster.fleet_records import FleetFigures, FleetPoint, FleetTotals, PodFigures, WorkloadFigures
 from kvgauge.cluster.measuring import FAMILIES
 from kvgauge.cluster.metrics import POD_METRICS, REQUIRED_STALE_SECONDS, WORKLOADS
 from kvgauge.cluster.names import REQUIRED_REPLICAS
@@ -77,14 +82,65 @@ followed as it changes; and bearer tokens, by TokenReview. What they may read is
 remembered for 10 s, a refusal for 2 s; while the API server cannot be asked, what was allowed stays so for a minute.
 Whoever sends a front proxy's headers without its certificate gets 403. Only
 health is anonymous. HPA's own role allows it to read these groups.
+"""
 
-## Its own page
+_FLEET = f"""
+## The fleet's page
 
-On the plain port (`--metrics-port`) with `/livez` and `/readyz`. It is ready once the pods were listed.
+On the plain port (`--metrics-port`): `kubectl -n kvgauge port-forward deploy/kvgauge-aggregator 9839`, then
+`localhost:9839`. It says whether the fleet is safe, who is not, why, for how long, and what to do. A workload that is
+chosen shows its pods, its load of the last quarter of an hour and why it needs so many; the choice stands in the
+address, so that a link to it can be sent. The page is one file without parts from elsewhere, asks every two seconds,
+and says since when it is stale. What it remembers is of this process alone: a restart forgets it, and each replica
+tells what it heard itself.
+
+![The page over a fleet that is over its limit](fleet.png)
+
+*Real sidecars and a real aggregator: four demos, two beside engines with a third of the demos' load, and a pod on
+whose port nothing listens. Names, Deployments and the API server are made up.*
+
+| a workload stands | when |
+|---|---|
+| over | the load that its pods have now (their load ratio follows a fall within a minute) is more than they are |
+| silent | a ready pod does not tell, so that nobody can say |
+| near | past {TARGET_LOAD_RATIO} for each pod, or one pod is over its limit, or more pods are required than there are |
+| safe | else |
+| none | no pod is ready |
+
+The whole stands as its worst. A silent pod says why it is: refused, no answer in time, no fresh figures, not advice.
+
+`GET /v1/fleet` is what the page is made from: `totals`, at most {MOST_WORKLOADS} `workloads` and {MOST_PODS} `pods`,
+the worst first, and how many are left out. With `?namespace=NS&workload=NAME`, and `&kind=Deployment` where two have
+the name, `chosen` is that one, `explanation` says why it needs so many, and `pods` are its own, at most
+{MOST_CHOSEN_PODS}; an empty `workload=` means the pods of no known workload. `GET /v1/fleet/history` has the load every
+{PAST_LOOK_SECONDS:.0f} s of the last {PAST_SECONDS / 60:.0f} minutes, of all or of the chosen one, and with
+`after_wall_seconds=` only what is newer. A bad query is 422; before the pods were listed it is 503. What is not known
+is null, and what a pod told too long ago is not known.
+
+| of | keys |
+|---|---|
+"""
+
+_METRICS = """
+**Who may look.** Whoever reaches the port, as with its metrics; `networkPolicy.monitoringFrom` in the chart restricts
+both. The page and its JSON tell the names of namespaces, workloads and pods, what the sidecars' own open pages tell of
+each pod, and replicas. They tell no label, annotation, address or node, and nothing that a user sent.
+
+## Its own metrics
+
+On the plain port with `/livez` and `/readyz`. It is ready once the pods were listed.
 
 | name | type | labels | meaning |
 |---|---|---|---|
 """
+
+_RECORDS = {
+    "`/v1/fleet`": FleetFigures,
+    "`totals`": FleetTotals,
+    "each of `workloads`, and `chosen`": WorkloadFigures,
+    "each of `pods`": PodFigures,
+    "each point of the history": FleetPoint,
+}
 
 _SETTINGS = """
 ## Settings
@@ -108,7 +164,12 @@ def reference() -> str:
         f"| `--{name.replace('_', '-')}` | {_default(field.default)} | {field.description} |\n"
         for name, field in AggregatorSettings.model_fields.items()
     )
-    return "".join((_INTRODUCTION, resources, _NAMESPACE, *metrics, _BAND, *families, _SETTINGS, *settings))
+    keys = (
+        f"| {what} | {', '.join(f'`{field.name}`' for field in fields(record))} |\n"
+        for what, record in _RECORDS.items()
+    )
+    fleet = (_FLEET, *keys, _METRICS)
+    return "".join((_INTRODUCTION, resources, _NAMESPACE, *metrics, _BAND, *fleet, *families, _SETTINGS, *settings))
 
 
 def _default(value: object) -> str:
