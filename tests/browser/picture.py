@@ -1,4 +1,4 @@
-"""Takes the pictures of the live page that the documentation shows, from a real run of the demo.
+"""Takes the pictures of the pages that the documentation shows, from a real run of the demo and of several.
 
 Run by scripts/picture.
 """
@@ -6,20 +6,32 @@ Run by scripts/picture.
 import argparse
 import base64
 import contextlib
+import itertools
 import struct
 import sys
+import tempfile
+import threading
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from subprocess import PIPE, Popen, TimeoutExpired
+from subprocess import PIPE, Popen
 from typing import TYPE_CHECKING
 
+from kvgauge.simulate.device import H100_LLAMA_31_8B
+from kvgauge.simulate.load import SyntheticLoad
+from kvgauge.simulate.serving import EmbeddedEngine
+from tests.support.process import sidecar
+
 from .browsing import BrowserMissingError, Scheme, launched, visiting
+from .clusters import aggregated, deaf_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 MAX_PICTURE_BYTES = 250_000
 _WIDTH = 1280
+_DEMOS = 4
+"""The first one's own page is shown too."""
 _DOCS = Path(__file__).parents[2] / "docs"
 _PIXELS = """async (png) => {
   const image = await createImageBitmap(await (await fetch("data:image/png;base64," + png)).blob());
@@ -34,7 +46,7 @@ _PICTURES: tuple[tuple[Scheme, str], ...] = (("light", "live.png"), ("dark", "li
 
 
 def main() -> None:
-    """Writes docs/live.png and docs/live-dark.png. Exits 1 with one line when they cannot be had."""
+    """Writes docs/live.png, docs/live-dark.png and docs/fleet.png. Exits 1 with one line when they cannot be had."""
     arguments = argparse.ArgumentParser(prog="scripts/picture", description=__doc__)
     arguments.add_argument(
         "--seconds",
@@ -51,31 +63,72 @@ def main() -> None:
 
 
 def _take_after(seconds: float, browser: "Browser") -> None:
-    with Popen([sys.executable, "-m", "kvgauge", "demo", "--port", "0"], stderr=PIPE, text=True) as demo:
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvgauge-picture-")))
+        demos = [stack.enter_context(_demo(seed)) for seed in range(1, _DEMOS + 1)]
+        fleet = stack.enter_context(_fleet(folder, [int(address.rsplit(":", 1)[1].strip("/")) for address in demos]))
+        print(f"scripts/picture: {seconds:g} s of {demos[0]} and {fleet}", file=sys.stderr)
+        # Both remember the load by themselves; nobody needs to look meanwhile.
+        threading.Event().wait(seconds)
+        for scheme, name in _PICTURES:
+            # Down to the memory; what follows holds names of this machine and is the same all the time.
+            _take(browser, demos[0], scheme, _DOCS / name, "#gpus")
+        _take(browser, fleet, "light", _DOCS / "fleet.png", "#past")
+
+
+@contextlib.contextmanager
+def _demo(seed: int) -> Iterator[str]:
+    """The address of a demo's live page."""
+    command = [sys.executable, "-m", "kvgauge", "demo", "--port", "0", "--seed", str(seed)]
+    with Popen(command, stderr=PIPE, text=True) as demo:
         try:
             address = next(
                 (word for line in demo.stderr or () for word in line.split() if word.startswith("http")), None
             )
             if address is None:
                 sys.exit("scripts/picture: the demo did not start")
-            print(f"scripts/picture: {seconds:g} s of {address}", file=sys.stderr)
-            # The sidecar remembers the load by itself; nobody needs to look meanwhile.
-            with contextlib.suppress(TimeoutExpired):
-                status = demo.wait(seconds)
-                sys.exit(f"scripts/picture: the demo ended before its time, with {status}: {demo.communicate()[1]}")
-            for scheme, name in _PICTURES:
-                _take(browser, address, scheme, _DOCS / name)
+            yield address
+            if demo.poll() is not None:
+                sys.exit(f"scripts/picture: a demo ended before its time, with {demo.returncode}")
         finally:
             demo.terminate()
 
 
-def _take(browser: "Browser", address: str, scheme: Scheme, path: Path) -> None:
+@contextlib.contextmanager
+def _fleet(folder: Path, ports: Sequence[int]) -> Iterator[str]:
+    """The page of an aggregator over the demos, a pod that is not heard, and two with a third of the demos' load."""
+    with deaf_port() as nobody, _calm(11) as one, _calm(12) as other:
+        *chat, batch = ports
+        workloads = {
+            ("chat", "llama-3.1-8b"): _pods("llama-3.1-8b-6d4cf56db6", chat),
+            ("batch", "summaries"): _pods("summaries-6d4cf56db6", [batch, nobody]),
+            ("search", "answers"): _pods("answers-6d4cf56db6", [one, other]),
+        }
+        with aggregated(folder, workloads) as address:
+            yield address
+
+
+@contextlib.contextmanager
+def _calm(seed: int) -> Iterator[int]:
+    """The port of a sidecar beside an embedded engine that every third of the demo's requests comes to."""
+    load = itertools.islice(SyntheticLoad(seed, H100_LLAMA_31_8B.spec.max_model_len), 0, None, 3)
+    with EmbeddedEngine(load=load) as engine, sidecar("--engine-url", engine.base_url) as running:
+        yield int(running.url.rsplit(":", 1)[1])
+
+
+def _pods(prefix: str, ports: Sequence[int]) -> dict[str, int]:
+    return {
+        f"{prefix}-{ending}": port for ending, port in zip(("x7k2p", "m4c9d", "tq8zl", "b5w6n"), ports, strict=False)
+    }
+
+
+def _take(browser: "Browser", address: str, scheme: Scheme, path: Path, last: str) -> None:
+    """Down to the section that holds `last`."""
     with visiting(browser, address, width=_WIDTH, scheme=scheme) as visit:
         visit.until_live()
-        # Down to the memory; what follows holds names of this machine and is the same all the time.
-        box = visit.page.locator("section:has(> #gpus)").bounding_box()
+        box = visit.page.locator(f"section:has(> {last})").bounding_box()
         if box is None:
-            sys.exit("scripts/picture: the page shows no memory")
+            sys.exit(f"scripts/picture: the page shows no {last}")
         height = round(box["y"] + box["height"]) + 16
         visit.page.set_viewport_size({"width": _WIDTH, "height": height})
         picture = visit.page.screenshot()
