@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from kvgauge.listening import bind, local_url
 from kvgauge.sidecar import DriftLog
 from tests.assess.living import HOUR, MINUTE, Life, using
 from tests.support.facts import GIB
@@ -268,3 +269,22 @@ def test_the_sidecar_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([KVGAUGE[0], "-c", probe], capture_output=True, text=True, timeout=30)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [("127.0.0.2", "http://127.0.0.2:"), ("0.0.0.0", "http://127.0.0.1:"), ("::1", "http://[::1]:")],
+)
+def test_a_server_is_told_where_this_machine_reaches_it(host: str, told: str) -> None:
+    listener = bind(host, 0)
+    try:
+        assert local_url(listener) == f"{told}{listener.getsockname()[1]}"
+    finally:
+        listener.close()
+
+
+def test_a_demo_elsewhere_than_at_the_loopbacks_first_address_tells_its_advice_and_ends() -> None:
+    result = run("demo", "--host", "127.0.0.2", "--port", "0", "--seconds", "1", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["limits"]
+    assert "http://127.0.0.2:" in result.stderr

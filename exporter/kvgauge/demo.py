@@ -67,6 +67,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _run(settings: Settings, devices: EmbeddedDevices, seconds: float | None, *, as_json: bool) -> None:
+    failed: list[str] = []
+
     def started(address: str, stop: Callable[[], None]) -> None:
         print(f"kvgauge demo: the live page is at {address}/", file=sys.stderr)  # noqa: T201
         if seconds is not None:
@@ -74,12 +76,18 @@ def _run(settings: Settings, devices: EmbeddedDevices, seconds: float | None, *,
 
     def _end(address: str, stop: Callable[[], None]) -> None:
         threading.Event().wait(seconds)
-        if as_json:
-            with urllib.request.urlopen(f"{address}/v1/advice", timeout=5) as answer:  # noqa: S310 - our own address
-                sys.stdout.write(answer.read().decode() + "\n")
-        stop()
+        try:
+            if as_json:
+                with urllib.request.urlopen(f"{address}/v1/advice", timeout=5) as answer:  # noqa: S310 - our own address
+                    sys.stdout.write(answer.read().decode() + "\n")
+        except OSError as error:
+            failed.append(f"the advice could not be read: {error}")
+        finally:
+            stop()
 
     run(settings, devices, started)
+    if failed:
+        sys.exit(f"kvgauge demo: {failed[0]}")
 
 
 def _parser() -> OneLineParser:

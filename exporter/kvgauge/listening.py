@@ -1,6 +1,7 @@
 """Takes the address before anything slow is loaded: a port that is in use fails the start at once, and a scrape that
 comes early waits in the backlog instead of being refused."""
 
+import ipaddress
 import socket
 
 from kvgauge.complaints import InputError
@@ -28,3 +29,12 @@ def bind_for(setting: str, host: str, port: int) -> socket.socket:
         return bind(host, port)
     except OSError as error:
         raise InputError(f"{setting}: cannot serve on {host}:{port}: {error.strerror}") from None
+
+
+def local_url(listener: socket.socket) -> str:
+    """Where this machine reaches it: its own address, or the loopback's where it listens on all."""
+    host, port = listener.getsockname()[:2]
+    address = ipaddress.ip_address(host)
+    if address.is_unspecified:
+        return f"http://127.0.0.1:{port}" if address.version == 4 else f"http://[::1]:{port}"
+    return f"http://{host}:{port}" if address.version == 4 else f"http://[{host}]:{port}"

@@ -12,7 +12,7 @@ from kvgauge.advise import History, StateFile, advise
 from kvgauge.assess import Assessment, EngineFlags, Memo, Past, assess, compared
 from kvgauge.assess.settling import GAP_SECONDS
 from kvgauge.complaints import InputError, fail
-from kvgauge.listening import bind_for
+from kvgauge.listening import bind_for, local_url
 from kvgauge.logs import logger, set_up
 from kvgauge.observe.agent import AgentSource
 from kvgauge.observe.engine import EngineSource
@@ -193,7 +193,7 @@ def run(
     def started(stop: Callable[[], None]) -> None:
         logger.info("kvgauge %s serves on port %d and reads %s", __version__, port, settings.engine_url)
         if on_started is not None:
-            on_started(f"http://127.0.0.1:{port}", stop)
+            on_started(local_url(listener), stop)
 
     board = Board(stale_after_seconds=max(5.0, 3 * settings.interval))
     loop = Loop(settings, devices, board)
