@@ -276,7 +276,7 @@ def test_no_library(start: Starter) -> None:
     else:
         pytest.skip("this machine has the real libnvidia-ml.so.1; tests/gpu reads it")
     for _ in range(2):
-        assert machine.refusal() == ("library_not_found", "libnvidia-ml.so.1 cannot be loaded in this container")
+        assert machine.refusal() == ("library_not_found", "libnvidia-ml.so.1 cannot be loaded here")
 
 
 def test_a_library_that_is_broken_and_then_repaired(start: Starter, library: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ _GPU_NOT_FOUND = 28
 _GONE = ("gpu_lost", "the driver no longer knows this device")
 _SLOW = ("timeout", "the driver did not answer in time")
 _FAULTS = {
-    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: ("library_not_found", "libnvidia-ml.so.1 cannot be loaded in this container"),
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: ("library_not_found", "libnvidia-ml.so.1 cannot be loaded here"),
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: ("library_too_old", "libnvidia-ml.so.1 lacks a function that is needed"),
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: ("driver_not_loaded", "the NVIDIA driver is not loaded or not reachable"),
     pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
