@@ -7,7 +7,7 @@ interval, gauges moved a little, counters rising, so that compression and the nu
 Series that the demo has not (its engine has no agent) are made up, so that no query is quick for want of data.
 `promtool tsdb create-blocks-from openmetrics` makes the blocks, a Prometheus of its own serves them.
 
-At the default step it takes about 4 minutes, 0.4 GiB of memory and 0.6 GB of disk, where TMPDIR says.
+At the default step it takes about 4 minutes, 0.4 GiB of memory and 1 GB of disk, where TMPDIR says.
 """
 
 import argparse
