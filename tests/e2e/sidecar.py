@@ -99,7 +99,7 @@ class Sidecar:
     def await_read(self) -> None:
         """Returns when it publishes a read of the engine that began after this call."""
         now = time.time()
-        until(lambda: (self._engine_read_at() or 0.0) > now, 10, "a new read of the engine")
+        until(lambda: (self._engine_read_at() or 0.0) > now, 30, "a new read of the engine")
 
     def _engine_read_at(self) -> float | None:
         """Unix time at which the read of the engine that is now published began."""
@@ -121,7 +121,7 @@ class Sidecar:
 
     def _answer(self, path: str) -> bytes:
         # On a machine that stood still for seconds the pages are withdrawn until the next tick.
-        return until(lambda: self._body(path), 10, f"an answer from {path}")
+        return until(lambda: self._body(path), 30, f"an answer from {path}")
 
     def _body(self, path: str) -> bytes | None:
         answer = self._http.request("GET", self.url + path, headers={"Accept": "text/plain, application/json"})
