@@ -11,7 +11,19 @@ import pytest
 import yaml
 
 from kvgauge.cluster.names import SIDECAR
-from tests.helm.rendering import CHART, LIBRARY, NAMESPACE, ROOT, Manifest, merged, named, of_kind, pod_specs, render
+from tests.helm.rendering import (
+    CHART,
+    LIBRARY,
+    NAMESPACE,
+    ROOT,
+    Manifest,
+    merged,
+    named,
+    of_kind,
+    pod_specs,
+    render,
+    render_files,
+)
 from tests.helm.switches import SWITCHES
 
 ALERTS = ROOT / "dashboards/alerts"
@@ -206,3 +218,13 @@ def test_policies_can_be_narrower() -> None:
 def test_all_of_the_library_is_in_the_chart() -> None:
     assert LIBRARY.is_dir()
     assert len(pod_specs(render(SWITCHES["demo"]))) == 3
+
+
+@pytest.mark.parametrize("part", ["rules", "dashboards"])
+def test_the_notes_say_that_runbooks_are_no_links_until_it_is_told_where_they_are(part: str) -> None:
+    def notes(**rules: Any) -> str:
+        wanted = {"monitoring": {part: {"enabled": True}}}
+        return render_files(merged(wanted, {"monitoring": {"rules": rules}}))["kvgauge/templates/NOTES.txt"]
+
+    assert "set monitoring.rules.runbookBaseUrl" in notes()
+    assert "runbookBaseUrl" not in notes(runbookBaseUrl="https://docs.example/runbooks")
