@@ -1,4 +1,4 @@
-"""What the web pages have in common. A page is one HTML file of its wing, in which two marks stand for it."""
+"""What the web pages have in common. A page is one HTML file of its wing, in which marks stand for it."""
 
 from importlib import resources
 
@@ -11,10 +11,17 @@ PAGE_HEADERS = {
     "Cache-Control": "no-store",
 }
 
+_MARKS = {
+    "<!--head.html-->": "head.html",
+    "/*page.css*/": "page.css",
+    "<!--answer.html-->": "answer.html",
+    "/*page.js*/": "page.js",
+}
+
 
 def composed(package: str, name: str) -> str:
-    """The page `name` of `package` in one piece: `/*page.css*/` and `/*page.js*/` in it become what all pages share."""
+    """The page `name` of `package` in one piece: each mark in it becomes the file of that name, which pages share."""
     page = resources.files(package).joinpath(name).read_text()
-    for part in ("page.css", "page.js"):
-        page = page.replace(f"/*{part}*/\n", resources.files(__name__).joinpath(part).read_text())
+    for mark, part in _MARKS.items():
+        page = page.replace(f"{mark}\n", resources.files(__name__).joinpath(part).read_text())
     return page
