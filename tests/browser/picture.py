@@ -14,13 +14,12 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from subprocess import PIPE, Popen
 from typing import TYPE_CHECKING
 
 from kvgauge.simulate.device import H100_LLAMA_31_8B
 from kvgauge.simulate.load import SyntheticLoad
 from kvgauge.simulate.serving import EmbeddedEngine
-from tests.support.process import sidecar
+from tests.support.process import demo, sidecar
 
 from .browsing import BrowserMissingError, Scheme, launched, visiting
 from .clusters import aggregated, deaf_port
@@ -65,33 +64,18 @@ def main() -> None:
 def _take_after(seconds: float, browser: "Browser") -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvgauge-picture-")))
-        demos = [stack.enter_context(_demo(seed)) for seed in range(1, _DEMOS + 1)]
-        fleet = stack.enter_context(_fleet(folder, [int(address.rsplit(":", 1)[1].strip("/")) for address in demos]))
-        print(f"scripts/picture: {seconds:g} s of {demos[0]} and {fleet}", file=sys.stderr)
+        demos = [stack.enter_context(demo("--seed", str(seed))) for seed in range(1, _DEMOS + 1)]
+        fleet = stack.enter_context(_fleet(folder, [one.port for one in demos]))
+        print(f"scripts/picture: {seconds:g} s of {demos[0].url} and {fleet}", file=sys.stderr)
         # Both remember the load by themselves; nobody needs to look meanwhile.
         threading.Event().wait(seconds)
+        for one in demos:
+            if one.process.poll() is not None:
+                sys.exit(f"scripts/picture: a demo ended before its time, with {one.process.returncode}")
         for scheme, name in _PICTURES:
             # Down to the memory; what follows holds names of this machine and is the same all the time.
-            _take(browser, demos[0], scheme, _DOCS / name, "#gpus")
+            _take(browser, demos[0].url, scheme, _DOCS / name, "#gpus")
         _take(browser, fleet, "light", _DOCS / "fleet.png", "#past")
-
-
-@contextlib.contextmanager
-def _demo(seed: int) -> Iterator[str]:
-    """The address of a demo's live page."""
-    command = [sys.executable, "-m", "kvgauge", "demo", "--port", "0", "--seed", str(seed)]
-    with Popen(command, stderr=PIPE, text=True) as demo:
-        try:
-            address = next(
-                (word for line in demo.stderr or () for word in line.split() if word.startswith("http")), None
-            )
-            if address is None:
-                sys.exit("scripts/picture: the demo did not start")
-            yield address
-            if demo.poll() is not None:
-                sys.exit(f"scripts/picture: a demo ended before its time, with {demo.returncode}")
-        finally:
-            demo.terminate()
 
 
 @contextlib.contextmanager
@@ -113,7 +97,7 @@ def _calm(seed: int) -> Iterator[int]:
     """The port of a sidecar beside an embedded engine that every third of the demo's requests comes to."""
     load = itertools.islice(SyntheticLoad(seed, H100_LLAMA_31_8B.spec.max_model_len), 0, None, 3)
     with EmbeddedEngine(load=load) as engine, sidecar("--engine-url", engine.base_url) as running:
-        yield int(running.url.rsplit(":", 1)[1])
+        yield running.port
 
 
 def _pods(prefix: str, ports: Sequence[int]) -> dict[str, int]:

@@ -13,7 +13,7 @@ import pytest
 from kvgauge.cluster.store import Store
 from kvgauge.pages import composed
 from tests.cluster.stocking import pod, put, reading
-from tests.support.process import Sidecar, eventually
+from tests.support.process import eventually
 
 from . import fleets
 from .browsing import Scheme, Visit, visiting
@@ -405,7 +405,7 @@ def test_all_text_stands_out_from_its_ground(
 def test_beside_a_real_aggregator_the_page_says_what_the_sidecars_say(browser: "Browser", tmp_path: Path) -> None:
     pages = sorted(CAPTURES.glob("*.prom"))[:2]
     with sidecar_beside(pages[0]) as one, sidecar_beside(pages[1]) as other, deaf_port() as port:
-        pods = {"llama-1": _port(one), "llama-2": _port(other), "llama-3": port}
+        pods = {"llama-1": one.port, "llama-2": other.port, "llama-3": port}
         with aggregated(tmp_path, {("llm", "llama"): pods}) as url:
             telling = {"telling": 2, "silent": 1, "starting": 0, "terminating": 0}
             eventually(lambda: _api(url)["totals"]["pods"] == telling and _needed(url), 30, "two pods that tell")
@@ -422,10 +422,6 @@ def test_beside_a_real_aggregator_the_page_says_what_the_sidecars_say(browser: "
                 assert "silent, never heard" in row[0]
                 assert "the connection is refused" in row[0]
                 assert visit.complaints == []
-
-
-def _port(sidecar: Sidecar) -> int:
-    return int(sidecar.url.rsplit(":", 1)[1])
 
 
 def _needed(url: str) -> bool:

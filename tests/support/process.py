@@ -29,6 +29,10 @@ class Sidecar:
     url: str
     log: list[str]
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> bytes:
         request = urllib.request.Request(self.url + path, headers=dict(headers or {}))
         with urllib.request.urlopen(request, timeout=5) as answer:
@@ -75,9 +79,9 @@ def sidecar(*arguments: str, environ: Mapping[str, str] | None = None) -> Iterat
 
 
 @contextmanager
-def demo() -> Iterator[Sidecar]:
+def demo(*arguments: str) -> Iterator[Sidecar]:
     """The sidecar that `kvgauge demo` runs beside its engine with a load, until the block ends."""
-    with _started([*KVGAUGE, "demo", "--port", "0"], r"http://127\.0\.0\.1:(\d+)", {}) as running:
+    with _started([*KVGAUGE, "demo", "--port", "0", *arguments], r"http://127\.0\.0\.1:(\d+)", {}) as running:
         yield running
 
 

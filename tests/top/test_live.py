@@ -13,6 +13,7 @@ import pytest
 
 from kvgauge.simulate.serving import EmbeddedEngine
 from tests.support.process import KVGAUGE, sidecar
+from tests.support.process import demo as running_demo
 from tests.support.web import Behaviour, page, serving, status
 
 from .pages import ADVICE, pages
@@ -24,15 +25,8 @@ TOP = (*KVGAUGE, "top", "--interval", "0.2")
 @pytest.fixture(scope="module")
 def demo() -> Iterator[str]:
     """The address of a sidecar that sees an engine with a load."""
-    process = subprocess.Popen([*KVGAUGE, "demo", "--port", "0"], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    told = process.stderr.readline()
-    found = re.search(r"http://\S+?(?=/$|/\s)", told)
-    assert found is not None, told
-    yield found.group()
-    process.terminate()
-    process.wait(10)
-    process.stderr.close()
+    with running_demo() as running:
+        yield running.url
 
 
 def free_address() -> str:
